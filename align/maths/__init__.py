@@ -1,0 +1,1 @@
+"""The equations. Pure functions of tensors and floats: no config, no model, no tokenizer, no logger."""

@@ -1,0 +1,39 @@
+"""From logits to what a policy says about its own tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of the distribution it was drawn from, in float32.
+
+        log p_t = z_t[y_t] / tau - logsumexp(z_t / tau)
+        H_t     = logsumexp(z_t / tau) - sum_v p_t[v] z_t[v] / tau
+
+    Both are of the distribution at temperature tau, the one that is sampled from (docs/algorithms.md, P23 and P24).
+    logits [N, V], targets [N] int64 -> logprobs [N], entropy [N], both in nats
+    """
+    assert logits.shape[:-1] == targets.shape, (logits.shape, targets.shape)
+    assert temperature > 0, temperature
+    z = logits.float() / temperature
+    log_partition = z.logsumexp(-1)
+    logprobs = z.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_partition
+    with torch.no_grad():  # reported, never optimised: an entropy bonus would be an algorithm of its own
+        probs = (z - log_partition.unsqueeze(-1)).exp()
+        entropy = log_partition - (probs * z).sum(-1)
+    return logprobs, entropy
+
+
+def exact_kl(logits: Tensor, reference_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL from policy to reference over the full vocabulary at each position, in nats.
+
+        KL_t = sum_v p_t[v] (log p_t[v] - log q_t[v])
+
+    logits [N, V] (p), reference_logits [N, V] (q) -> [N] float32, >= 0 up to rounding and never clamped
+    """
+    assert logits.shape == reference_logits.shape, (logits.shape, reference_logits.shape)
+    log_p = (logits.float() / temperature).log_softmax(-1)
+    log_q = (reference_logits.float() / temperature).log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

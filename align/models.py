@@ -1,0 +1,263 @@
+"""The only place that loads a base: tokenizer, and the policy with its reference.
+
+Roles share one frozen base by sharing its tensors, not by switching adapters: policy, reference and reward model are
+separate module trees whose base parameters are the same storage. Nothing has to be switched on or off, so nothing can
+be left in the wrong state, and a second role costs its adapter and nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from align.embedded import ModelError, embedded_folder, gguf_folder, tiny_folder
+from align.hub import hub_folder
+from align.schema import Lora, Model
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+# Inits that rewrite the base: the reference must keep the initial adapter, or KL at step 0 is not 0.
+MUTATING_INITS = ("pissa", "olora")
+
+
+@dataclass
+class Policy:
+    """What is trained, what it is compared with, and how it reads and ends text."""
+
+    model: Any  # PeftModel, or the plain causal LM with lora=none
+    reference: nn.Module  # frozen causal LM equal to the model at the start; shares the base's storage under LoRA
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    fingerprint: str  # SHA-256 of the start weights
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def save(self, folder: Path) -> None:
+        """Write `adapter/` (PEFT, with the tokenizer), or `model/` without LoRA."""
+        if not isinstance(self.model, PeftModel):
+            self.model.save_pretrained(folder / "model")
+            self.tokenizer.save_pretrained(folder / "model")
+            return
+        target = folder / "adapter"
+        if self.model.peft_config["default"].init_lora_weights in MUTATING_INITS:
+            _save_converted(self.model, self.reference, target)
+        else:
+            self.model.save_pretrained(target)
+        self.tokenizer.save_pretrained(target)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the accelerator torch finds, else the CPU. Raises ModelError for one that is not there."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    device = torch.device(name)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device.type != "cpu" and (found is None or found.type != device.type):
+        raise ModelError(f"device={name}: torch finds no such device here; use device=cpu or device=auto")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it natively, else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    else:
+        native = device.type == "xpu"
+    return torch.bfloat16 if native else torch.float32
+
+
+def locate(path: str) -> str:
+    """model.path -> a folder that transformers can load. Raises ModelError."""
+    if path == "embedded":
+        return str(embedded_folder())
+    if path == "tiny":
+        return str(tiny_folder())
+    if path.endswith(".gguf"):
+        return str(gguf_folder(Path(path).expanduser()))
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and not path.startswith((".", "/", "~")):
+        return str(hub_folder(path))
+    if not (folder / "config.json").is_file():
+        missing = "it has no config.json" if folder.is_dir() else "there is no such folder"
+        raise ModelError(f"model.path={path}: {missing}; give a transformers folder, a .gguf file or a hub id")
+    return str(folder)
+
+
+def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int) -> Policy:
+    """Base, adapter, reference and tokenizer. LoRA weights are float32 and drawn from `seed` alone."""
+    base = load_base(cfg, device, dtype)
+    tokenizer = load_tokenizer(cfg)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    stop_ids = _stop_ids(base, tokenizer)
+    fingerprint = weights_fingerprint(base)
+    if cfg.lora is None:
+        reference = _frozen(copy.deepcopy(base))
+        return Policy(base, reference, tokenizer, stop_ids, fingerprint)
+    reference = _frozen(twin(base))
+    mutating = cfg.lora.init in MUTATING_INITS
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.manual_seed(seed)
+        source = _own_storage(base) if mutating else base
+        model = get_peft_model(source, lora_config(cfg.lora, TaskType.CAUSAL_LM))
+    if mutating:
+        reference = _frozen(twin(model))
+    return Policy(model, reference, tokenizer, stop_ids, fingerprint)
+
+
+def load_base(cfg: Model, device: torch.device, dtype: torch.dtype) -> Any:
+    """The causal LM in `dtype`, with the adapter of `model.start` merged in. Raises ModelError."""
+    where = locate(cfg.path)
+    model = _from_pretrained(AutoModelForCausalLM, where, cfg.path, dtype=dtype)
+    if cfg.start is not None:
+        model = _merge_start(model, cfg)
+    return model.to(device).requires_grad_(cfg.lora is None)
+
+
+def load_tokenizer(cfg: Model) -> Any:
+    """Tokenizer whose EOS is the token that ends an assistant's turn, and whose pad is never EOS. Raises ModelError.
+
+    SmolLM2 ships pad = EOS = 2, which hides EOS from a loss that ignores pads and from a reward model that reads the
+    last token before them.
+    """
+    where = locate(cfg.path)
+    tokenizer = _from_pretrained(AutoTokenizer, where, cfg.path)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model.path={cfg.path}: its tokenizer has no EOS token, so completions could never end")
+    tokenizer.eos_token = _turn_end(tokenizer)
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.pad_token = _spare_token(tokenizer)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def lora_config(lora: Lora, task: TaskType, **extra: Any) -> LoraConfig:
+    return LoraConfig(
+        task_type=task,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        init_lora_weights=True if lora.init == "default" else lora.init,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        **extra,
+    )
+
+
+def right_pad(rows: list[Any], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of token ids -> ids [B, L] and mask [B, L] bool, pads on the right."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = True
+    return ids.to(device), mask.to(device)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names and bytes of every parameter."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _from_pretrained(loader: Any, where: str, asked: str, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(where, trust_remote_code=False, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"model.path={asked}: transformers cannot load it: {reason}") from error
+
+
+def _merge_start(model: Any, cfg: Model) -> Any:
+    """Policy and reference both start from the trained run: SFT then RL has the SFT policy as reference."""
+    run = Path(str(cfg.start))
+    if not (run / "config.yaml").is_file():
+        raise ModelError(f"model.start={run}: it is not a run directory (no config.yaml)")
+    made_on = yaml.safe_load((run / "config.yaml").read_text("utf-8"))["model"]["path"]
+    if made_on != cfg.path:
+        raise ModelError(f"model.start={run}: it was trained on model.path={made_on}, not on {cfg.path}")
+    if (run / "model" / "config.json").is_file():
+        return _from_pretrained(AutoModelForCausalLM, str(run / "model"), str(run), dtype=model.dtype)
+    if not (run / "adapter" / "adapter_config.json").is_file():
+        raise ModelError(f"model.start={run}: it holds no adapter/ and no model/; did the run finish?")
+    return PeftModel.from_pretrained(model, str(run / "adapter")).merge_and_unload()
+
+
+def twin(model: nn.Module) -> Any:
+    """The same modules over the same frozen storage; what is trainable (an adapter) is copied."""
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, memo=shared)
+
+
+def _own_storage(model: nn.Module) -> Any:
+    return copy.deepcopy(model)
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    return model.requires_grad_(False).eval()
+
+
+def _save_converted(model: PeftModel, reference: nn.Module, target: Path) -> None:
+    """Adapters of inits that rewrote the base, expressed on the original base, so that plain PEFT loads them."""
+    initial = target.with_name("initial_adapter")
+    assert isinstance(reference, PeftModel)
+    kept = reference.peft_config["default"].init_lora_weights
+    reference.peft_config["default"].init_lora_weights = True
+    reference.save_pretrained(initial)
+    reference.peft_config["default"].init_lora_weights = kept
+    model.save_pretrained(target, path_initial_model_for_weight_conversion=str(initial))
+    shutil.rmtree(initial)
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token the model was taught to stop at; the tokenizer's EOS comes first."""
+    config: GenerationConfig | None = getattr(model, "generation_config", None)
+    declared = getattr(config, "eos_token_id", None) or []
+    declared = [declared] if isinstance(declared, int) else list(declared)
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *declared]))
+
+
+def _turn_end(tokenizer: Any) -> str:
+    """The special token that the chat template puts after an assistant's turn (Gemma: <end_of_turn>, not <eos>)."""
+    if not tokenizer.chat_template:
+        return tokenizer.eos_token
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "zzz"}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    after = tokenizer(text.rpartition("zzz")[2], add_special_tokens=False)["input_ids"]
+    ends = [i for i in after if i in tokenizer.all_special_ids or i in tokenizer.added_tokens_decoder]
+    return tokenizer.convert_ids_to_tokens(ends[0]) if ends else tokenizer.eos_token
+
+
+def _spare_token(tokenizer: Any) -> str:
+    """A special token to pad with that never ends a text: the unknown token, else the lowest special id."""
+    ids = [i for i in sorted(set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder))
+           if i != tokenizer.eos_token_id]  # fmt: skip
+    if tokenizer.unk_token_id in ids:
+        return tokenizer.unk_token
+    if ids:
+        return tokenizer.convert_ids_to_tokens(ids[0])
+    raise ModelError("the tokenizer has no special token but EOS, so nothing can serve as padding")

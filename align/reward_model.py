@@ -1,0 +1,84 @@
+"""A learned reward: a scalar head and a LoRA adapter on the storage of a base that other roles use too."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from align.embedded import ModelError
+from align.models import lora_config, right_pad, twin
+from align.schema import Model
+
+
+@dataclass
+class RewardModel:
+    """A scalar head and a LoRA adapter on a base."""
+
+    model: Any  # PeftModel around AutoModelForSequenceClassification
+    tokenizer: Any
+
+    @torch.no_grad()
+    def score(self, sequences: list[tuple[int, ...]], rows: int = 16) -> list[float]:
+        """Rewards of whole token sequences (prompt and completion, EOS included when there is one)."""
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        scores = [0.0] * len(sequences)
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
+            ids, mask = right_pad([sequences[i] for i in chosen], self.tokenizer.pad_token_id, device)
+            values = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.squeeze(-1)
+            for i, value in zip(chosen, values.float().tolist(), strict=True):
+                scores[i] = value
+        return scores
+
+
+class FloatHead(nn.Linear):
+    """A linear head in float32 on hidden states of any dtype."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden.float(), self.weight)
+
+
+def build_reward_model(cfg: Model, base: Any, tokenizer: Any, seed: int) -> RewardModel:
+    """An untrained reward model on the base's storage: float32 head, LoRA drawn from `seed` alone."""
+    assert cfg.lora is not None
+    config = copy.deepcopy(base.config)
+    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[] if base.device.type == "cpu" else [base.device]):
+        torch.manual_seed(seed)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
+        backbone = twin(base).get_decoder()
+        setattr(model, model.base_model_prefix, backbone)
+        model.score = FloatHead(model.score.in_features, 1, bias=False, device=base.device)
+        # std 1 / sqrt(h + 1): scores start with spread of order 1 (rlhf_details P14, arXiv:2403.17031)
+        nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
+        model.requires_grad_(False)
+        peft = get_peft_model(model, lora_config(cfg.lora, TaskType.SEQ_CLS, modules_to_save=["score"]))
+    return RewardModel(peft, tokenizer)
+
+
+def load_reward_model(cfg: Model, base: Any, tokenizer: Any, adapter: Path) -> RewardModel:
+    """A trained reward model on the base's storage. Raises ModelError when the adapter does not fit or lacks its head."""
+    reward_model = build_reward_model(cfg, base, tokenizer, seed=0)
+    try:
+        weights = load_peft_weights(str(adapter), device=str(base.device))
+        if not any("score" in key for key in weights):
+            raise ModelError(f"{adapter} has no score head: it is not the adapter of a reward model")
+        outcome = set_peft_model_state_dict(reward_model.model, weights)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"{adapter} cannot be loaded as a reward model on model={cfg.name}: {error}") from error
+    if outcome.unexpected_keys:
+        raise ModelError(f"{adapter} does not fit model={cfg.name}: unexpected weights {outcome.unexpected_keys[:3]}")
+    reward_model.model.requires_grad_(False).eval()
+    return reward_model
+
+

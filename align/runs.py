@@ -1,0 +1,193 @@
+"""The run directory: what an experiment leaves behind, and the only thing that comparison tools read.
+
+    config.yaml      the resolved config
+    meta.json        versions, device, config hash, fingerprints of data and start weights, what the run is called
+    metrics.jsonl    one flushed object per line: phase, step, counters, then the metrics
+    samples.jsonl    completions the probe looked at, one per line
+    adapter/         the trained LoRA adapter (PEFT), or model/ with lora=none
+    status.json      {"state": running | finished | failed | interrupted, ...}
+
+Standard library and PyYAML only. Nothing here knows what a metric means.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+STATES = ("running", "finished", "failed", "interrupted")
+# What differs between two runs of the same config on the same machine; everything else must be equal.
+VOLATILE = ("seconds", "time/", "memory/")
+
+
+class RunError(ValueError):
+    """A run directory cannot be written or read as asked."""
+
+
+class Run:
+    """An open run directory. Use as a context manager: leaving it writes the final state.
+
+    An exception other than KeyboardInterrupt marks the run failed and puts its traceback in `error.log`;
+    KeyboardInterrupt marks it interrupted. Both pass on.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.counters: dict[str, int] = {"prompts": 0, "completions": 0, "gen_tokens": 0}
+        self._started = time.monotonic()
+        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
+        self._samples = (path / "samples.jsonl").open("a", encoding="utf-8")
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
+        """Open a new run directory. Raises RunError when one with content already stands there."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"run_dir={path} already exists and is not empty; name another folder or remove it")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            write_text(path / "meta.json", json.dumps(dict(meta), indent=1, ensure_ascii=False))
+        except OSError as error:
+            raise RunError(f"run_dir={path} cannot be written: {error.strerror or error}") from error
+        run = cls(path)
+        run.status("running")
+        return run
+
+    def count(self, *, prompts: int, completions: int, gen_tokens: int) -> None:
+        """Add to what the run has consumed so far; every later row carries the totals."""
+        self.counters["prompts"] += prompts
+        self.counters["completions"] += completions
+        self.counters["gen_tokens"] += gen_tokens
+
+    def log(self, phase: str, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Append one row and flush it. NaN and infinities become null: JSON has no name for them."""
+        row: dict[str, Any] = {"phase": phase, "step": step, **self.counters}
+        row["seconds"] = round(time.monotonic() - self._started, 3)
+        row |= {key: _number(value) for key, value in metrics.items()}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        return row
+
+    def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append completions (step, prompt id and text, completion, reward, length, ...) and flush them."""
+        for row in rows:
+            self._samples.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+        self._samples.flush()
+
+    def status(self, state: str, **details: Any) -> None:
+        assert state in STATES, state
+        write_text(self.path / "status.json", json.dumps({"state": state, **self.counters, **details}, indent=1))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds = round(time.monotonic() - self._started, 3)
+        self._metrics.close()
+        self._samples.close()
+        if kind is None:
+            self.status("finished", seconds=seconds)
+        elif issubclass(kind, KeyboardInterrupt):
+            self.status("interrupted", seconds=seconds)
+        else:
+            import traceback
+
+            write_text(self.path / "error.log", "".join(traceback.format_exception(kind, error, trace)))
+            self.status("failed", seconds=seconds, error=f"{kind.__name__}: {error}")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run directory as read back. `state` is that of `status.json`, or "unknown" when there is none."""
+
+    path: Path
+    config: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    state: str
+    rows: tuple[Mapping[str, Any], ...]
+    samples: tuple[Mapping[str, Any], ...] = field(default=())
+
+    def phase(self, name: str) -> list[Mapping[str, Any]]:
+        """Rows of one phase ("probe", "train"), in the order written."""
+        return [row for row in self.rows if row.get("phase") == name]
+
+
+def read(path: Path, *, samples: bool = False) -> RunRecord:
+    """Read a run directory, finished or not. A torn last line is ignored. Raises RunError when it is not one."""
+    if not (path / "config.yaml").is_file() or not (path / "meta.json").is_file():
+        raise RunError(f"{path} is not a run directory: it has no config.yaml and meta.json")
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
+        meta = json.loads((path / "meta.json").read_text("utf-8"))
+    except (ValueError, yaml.YAMLError, OSError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    state = "unknown"
+    if (path / "status.json").is_file():
+        state = json.loads((path / "status.json").read_text("utf-8")).get("state", "unknown")
+    rows = tuple(read_lines(path / "metrics.jsonl"))
+    return RunRecord(path, config, meta, state, rows, tuple(read_lines(path / "samples.jsonl")) if samples else ())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a .jsonl file. The last line may be torn (a killed writer) and is then ignored.
+
+    Raises RunError naming file and line for any other line that is not a JSON object.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text("utf-8", errors="replace").split("\n")
+    objects = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            raise RunError(f"{path}, line {number}: not JSON") from None
+        if not isinstance(value, dict):
+            raise RunError(f"{path}, line {number}: expected an object, found {type(value).__name__}")
+        objects.append(value)
+    return objects
+
+
+def stable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a row that two runs of the same config and seed on one machine must share."""
+    return {key: value for key, value in row.items() if not key.startswith(VOLATILE)}
+
+
+def free_name(root: Path, name: str) -> Path:
+    """`root/name`, or `root/name-2`, `-3`, ... when that is taken."""
+    path, number = root / name, 2
+    while path.exists():
+        path, number = root / f"{name}-{number}", number + 1
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename: a reader sees the old content or the new, never half of it."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _number(value: float) -> float | int | None:
+    if isinstance(value, bool | int):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None

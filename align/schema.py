@@ -1,0 +1,207 @@
+"""The schema of every config group: names and types only. Values live in `conf/`, the laws between fields in `laws.py`.
+
+Every field is mandatory: a value that is not written in `conf/` or on the command line does not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Lora:
+    rank: int = MISSING
+    alpha: float = MISSING
+    dropout: float = MISSING
+    targets: Any = MISSING  # "all-linear" or a list of module names
+    init: str = MISSING
+    rslora: bool = MISSING
+    dora: bool = MISSING
+
+
+@dataclass
+class Model:
+    name: str = MISSING
+    path: str = MISSING  # embedded | tiny | a hub id | a folder | a .gguf file
+    start: str | None = MISSING  # a run whose weights are the start, and so the reference
+    lora: Lora | None = MISSING  # None: full fine-tuning
+
+
+@dataclass
+class PoolSettings:
+    samples: int = MISSING
+    max_new_tokens: int = MISSING
+    temperature: float = MISSING
+    path: str | None = MISSING
+
+
+@dataclass
+class Labels:
+    pairs: int = MISSING
+    sharpness: float = MISSING
+    flips: float = MISSING
+    length_bias: float = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class AnnotatorData:
+    kind: str = MISSING
+    name: str = MISSING
+    pool: PoolSettings = MISSING
+    labels: Labels = MISSING
+
+
+@dataclass
+class ArithmeticData:
+    kind: str = MISSING
+    name: str = MISSING
+    task: str = MISSING  # sum | the name of a reasoning_gym dataset
+    terms: int = MISSING
+    low: int = MISSING
+    high: int = MISSING
+    train: int = MISSING
+    heldout: int = MISSING
+
+
+@dataclass
+class JsonlData:
+    kind: str = MISSING
+    name: str = MISSING
+    path: str = MISSING
+    heldout: float = MISSING
+    max_prompt_tokens: int | None = MISSING
+    max_completion_tokens: int | None = MISSING
+
+
+@dataclass
+class Optimizer:
+    lr: float = MISSING
+    betas: list[float] = MISSING
+    eps: float = MISSING
+    weight_decay: float = MISSING
+    max_grad_norm: float = MISSING
+    schedule: str = MISSING
+    warmup_steps: int = MISSING
+
+
+@dataclass
+class RewardTraining:
+    kind: str = MISSING
+    name: str = MISSING
+    pairs_per_step: int = MISSING
+    micro_batch: int = MISSING
+    center: float | None = MISSING
+    optimizer: Optimizer = MISSING
+
+
+@dataclass
+class Sft:
+    kind: str = MISSING
+    name: str = MISSING
+    examples_per_step: int = MISSING
+    micro_batch: int = MISSING
+    optimizer: Optimizer = MISSING
+
+
+@dataclass
+class Preference:
+    kind: str = MISSING
+    name: str = MISSING
+    loss: str = MISSING
+    beta: float = MISSING
+    label_smoothing: float | None = MISSING
+    length_alpha: float | None = MISSING
+    ld_alpha: float | None = MISSING
+    gamma: float | None = MISSING
+    desirable_weight: float | None = MISSING
+    undesirable_weight: float | None = MISSING
+    pairs_per_step: int = MISSING
+    micro_batch: int = MISSING
+    optimizer: Optimizer = MISSING
+
+
+@dataclass
+class Kl:
+    where: str = MISSING
+    estimator: str | None = MISSING
+    coef: float | None = MISSING
+
+
+@dataclass
+class Ratio:
+    level: str = MISSING
+    clip_low: float | None = MISSING
+    clip_high: float | None = MISSING
+
+
+@dataclass
+class Truncation:
+    mode: str = MISSING
+    penalty: float | None = MISSING
+
+
+@dataclass
+class OnPolicy:
+    kind: str = MISSING
+    name: str = MISSING
+    prompts_per_step: int = MISSING
+    group_size: int = MISSING
+    advantage: str = MISSING
+    kl: Kl = MISSING
+    ratio: Ratio = MISSING
+    aggregate: str = MISSING
+    truncation: Truncation = MISSING
+    epochs: int = MISSING
+    minibatches: int = MISSING
+    micro_batch: int = MISSING
+    optimizer: Optimizer = MISSING
+
+
+@dataclass
+class LearnedReward:
+    run: str | None = MISSING  # a finished `algo=reward` run; None: found by fingerprint, or trained first
+    steps: int = MISSING
+    algo: RewardTraining = MISSING
+
+
+@dataclass
+class Reward:
+    formula: str = MISSING  # "learned - 0.01*length", or "none"
+    learned: LearnedReward | None = MISSING
+
+
+@dataclass
+class Probe:
+    every: int = MISSING
+    prompts: int = MISSING
+    samples: int = MISSING
+    pairs: int = MISSING
+    greedy: bool = MISSING
+
+
+@dataclass
+class Sampling:
+    temperature: float = MISSING
+    max_new_tokens: int = MISSING
+    rows: int = MISSING
+
+
+@dataclass
+class Experiment:
+    algo: Any = MISSING
+    model: Model = MISSING
+    data: Any = MISSING
+    reward: Reward = MISSING
+    probe: Probe = MISSING
+    sampling: Sampling = MISSING
+    seed: int = MISSING
+    steps: int = MISSING
+    run_dir: str | None = MISSING
+    runs_root: str = MISSING
+    device: str = MISSING
+    dtype: str = MISSING
+    tracker: str = MISSING

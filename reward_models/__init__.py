@@ -1,0 +1,1 @@
+"""Reward sources. This package never imports `align`: it can be used, and tested, on its own."""

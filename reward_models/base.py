@@ -1,0 +1,88 @@
+"""What a reward is: samples in, one finite float per sample out, and a clear error for anything else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+RewardSource = Callable[[Sequence["Sample"]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion as a reward sees it. Tokens are the policy's own: nothing is tokenised again.
+
+    `completion_ids` ends with EOS exactly when `finished`.
+    """
+
+    prompt: str
+    completion: str
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    finished: bool
+    info: Mapping[str, Any]
+
+
+class RewardError(ValueError):
+    """A reward source failed or returned something that is not a reward."""
+
+
+def weighted_sum(
+    sources: Mapping[str, tuple[float, RewardSource]], samples: Sequence[Sample]
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Total reward and its unweighted components.
+
+        R_i = sum_k w_k r_k(sample_i)
+
+    `sources` maps a name to (weight, source). Raises RewardError naming the source, the prompt and the completion
+    when a source raises, or returns the wrong count, None, NaN, an infinity or something that is not a number.
+    """
+    components = {name: evaluate(name, source, samples) for name, (_, source) in sources.items()}
+    totals = [sum(weight * components[name][i] for name, (weight, _) in sources.items()) for i in range(len(samples))]
+    return totals, components
+
+
+def evaluate(name: str, source: RewardSource, samples: Sequence[Sample]) -> list[float]:
+    """Call one source and check what it returns. Raises RewardError."""
+    if not samples:
+        return []
+    try:
+        values = source(samples)
+    except RewardError:
+        raise
+    except Exception as error:
+        raise RewardError(f"reward '{name}' raised {type(error).__name__}: {error}\n{_culprit(name, source, samples)}") from error
+    if values is None or not hasattr(values, "__len__"):
+        raise RewardError(f"reward '{name}' returned {values!r}; expected {len(samples)} floats, one per completion")
+    if len(values) != len(samples):
+        raise RewardError(f"reward '{name}' returned {len(values)} values for {len(samples)} completions")
+    return [_checked(name, value, sample) for value, sample in zip(values, samples, strict=True)]
+
+
+def _checked(name: str, value: Any, sample: Sample) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise RewardError(f"reward '{name}' returned {value!r}, which is not a number\n{_show(sample)}") from None
+    if not math.isfinite(number):
+        raise RewardError(f"reward '{name}' returned {number}, which is not finite\n{_show(sample)}")
+    return number
+
+
+def _culprit(name: str, source: RewardSource, samples: Sequence[Sample]) -> str:
+    """Which sample makes the source raise: asked one by one, only after the whole batch has failed."""
+    for sample in samples:
+        try:
+            source([sample])
+        except Exception:
+            return _show(sample)
+    return "no single completion raises on its own; the batch as a whole does"
+
+
+def _show(sample: Sample, width: int = 300) -> str:
+    def clip(text: str) -> str:
+        return repr(text if len(text) <= width else text[:width] + "...")
+
+    return f"  prompt:     {clip(sample.prompt)}\n  completion: {clip(sample.completion)}"
