@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from align.embedded import ModelError, embedded_folder, gguf_folder, tiny_folder
+from align.embedded import ModelError, embedded_folder, gguf_folder, sha256, tiny_folder
 from align.hub import hub_folder
 from align.schema import Lora, Model
 
@@ -109,7 +109,7 @@ def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int)
     tokenizer = load_tokenizer(cfg)
     base.config.pad_token_id = tokenizer.pad_token_id
     stop_ids = _stop_ids(base, tokenizer)
-    fingerprint = weights_fingerprint(base)
+    fingerprint = source_fingerprint(Path(locate(cfg.path)), Path(cfg.start) if cfg.start else None)
     if cfg.lora is None:
         reference = _frozen(copy.deepcopy(base))
         return Policy(base, reference, tokenizer, stop_ids, fingerprint)
@@ -175,12 +175,12 @@ def right_pad(rows: list[Any], pad: int, device: torch.device) -> tuple[Tensor, 
     return ids.to(device), mask.to(device)
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names and bytes of every parameter."""
+def source_fingerprint(folder: Path, start: Path | None) -> str:
+    """SHA-256 over the weight files a policy starts from; the same in whatever dtype they are loaded."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.named_parameters()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for place in (folder, *([start / "adapter", start / "model"] if start else [])):
+        for file in sorted(place.glob("*.safetensors")):
+            digest.update(sha256(file).encode())
     return digest.hexdigest()
 
 

@@ -73,7 +73,7 @@ class Rollout:
     completions: Completions
     rewards: Tensor  # [B] float32 from the reward source, before any KL term
     components: Mapping[str, Tensor]  # name -> [B], the terms the reward is made of, unweighted
-    old_logprobs: Tensor  # [B, T] of the policy that sampled, recomputed by the trainer's own forward
+    old_logprobs: Tensor | None  # [B, T] of the policy that sampled, by the trainer's own forward; None when unused
     reference_logprobs: Tensor | None  # [B, T], None when the KL is not used
 
 

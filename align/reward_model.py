@@ -24,6 +24,11 @@ class RewardModel:
     model: Any  # PeftModel around AutoModelForSequenceClassification
     tokenizer: Any
 
+    def save(self, folder: Path) -> None:
+        """Write `adapter/` with the head in it, and the tokenizer."""
+        self.model.save_pretrained(folder / "adapter")
+        self.tokenizer.save_pretrained(folder / "adapter")
+
     @torch.no_grad()
     def score(self, sequences: list[tuple[int, ...]], rows: int = 16) -> list[float]:
         """Rewards of whole token sequences (prompt and completion, EOS included when there is one)."""

@@ -1,0 +1,33 @@
+# `make demo` and `make test` work from a fresh clone with nothing but Python >= 3.11; everything goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test unit check install clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "align needs Python >= 3.11, %s is %s; try make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
+	@echo "Installing the tested versions into .venv (a few minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	@$(BIN)/python scripts/demo.py
+
+test: install check
+	$(BIN)/python -m pytest
+
+unit: install
+	$(BIN)/python -m pytest -m "not slow"
+
+check: install
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,42 @@
+"""Data: from a config to prompts, pairs and demonstrations, split by topic. `load` picks the kind, once, here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from align.data import annotator, arithmetic, jsonl
+from align.data.annotator import Pool
+from align.data.dataset import Data
+from align.data.errors import DataError
+
+__all__ = ["Data", "DataError", "PoolProvider", "load"]
+
+PoolProvider = Callable[[Any], Pool]  # the annotator's config -> a pool from the cache, or freshly sampled
+
+
+def load(cfg: Any, tokenizer: Any | None, seed: int, pool_provider: PoolProvider | None) -> Data:
+    """Data of the group `data`. Raises DataError.
+
+    tokenizer      counts tokens for data=jsonl's limits; the other kinds do not look at it
+    seed           draws the training problems of data=arithmetic where it has more than asked for. Held-out data never
+                   depends on it, and labels have a seed of their own (data.labels.seed)
+    pool_provider  gives data=annotator its pool when data.pool.path is null
+    """
+    loaders: dict[str, Callable[[], Data]] = {
+        "annotator": lambda: annotator.build(cfg, _pool(cfg, pool_provider)),
+        "arithmetic": lambda: arithmetic.load(cfg, seed),
+        "jsonl": lambda: jsonl.load(cfg, tokenizer),
+    }
+    if cfg.kind not in loaders:
+        raise DataError(f"data.kind={cfg.kind!r}: must be one of {', '.join(loaders)}")
+    return loaders[cfg.kind]()
+
+
+def _pool(cfg: Any, pool_provider: PoolProvider | None) -> Pool:
+    if cfg.pool.path is not None:
+        return annotator.read_pool(Path(cfg.pool.path))
+    if pool_provider is None:
+        raise DataError("data.pool.path=null: no pool is at hand and nothing to sample one with; name a pool file")
+    return pool_provider(cfg)

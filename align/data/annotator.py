@@ -1,0 +1,247 @@
+"""Data of the synthetic annotator: its prompts, a pool of answers sampled from the start model, and labels on them.
+
+    topics   42 train             9 valid                   9 eval
+    used as  prompts and pairs    held-out pairs            held-out prompts (the probe)
+
+The pool covers train and valid. It is sampled once per model and settings (`pool_key`) and kept as a gzip file of
+JSON lines.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from align.data.dataset import Data, digest, dropped
+from align.data.errors import DataError
+from align.records import Demonstration, PreferencePair, Prompt
+from reward_models.annotator import (
+    MAX_PAIRS_PER_PROMPT,
+    Answer,
+    GoldScale,
+    LabelledPair,
+    LabelSettings,
+    fit_scale,
+    gold_source,
+    label_pairs,
+)
+from reward_models.base import RewardError
+from reward_models.gates import pool_gates
+from reward_models.instructions import prompt_specs
+
+# (prompts, samples of each) -> (text, tokens with EOS, finished) per answer, prompt-major
+Sampler = Callable[[Sequence[Prompt], int], Sequence[tuple[str, int, bool]]]
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class PoolHeader:
+    """What a pool is a pool of. `key` is the hash of the rest."""
+
+    key: str
+    prompts: str  # hash of the prompt set
+    model: str  # fingerprint of the weights that answered
+    samples: int
+    temperature: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class PoolRow:
+    """One answer."""
+
+    prompt_id: str
+    sample: int  # 0..samples-1
+    text: str
+    tokens: int  # EOS included
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`samples` answers to every train and valid prompt, in the order of `pool_prompts()`."""
+
+    header: PoolHeader
+    rows: tuple[PoolRow, ...]
+
+
+# --- prompts ---
+
+
+def prompts(*splits: str) -> tuple[Prompt, ...]:
+    """Prompts of the splits (train, valid, eval), always in the same order; any prefix is a fair sample of topics."""
+    return tuple(
+        Prompt(spec.id, ({"role": "user", "content": spec.text},), spec.info["topic"], spec.info)
+        for spec in prompt_specs() if spec.split in splits
+    )
+
+
+def pool_prompts() -> tuple[Prompt, ...]:
+    """What a pool must answer."""
+    return prompts("train", "valid")
+
+
+def _prompt_set() -> str:
+    return digest([[prompt.id, prompt.text] for prompt in pool_prompts()])
+
+
+# --- the pool and its file ---
+
+
+def pool_header(cfg: Any, model_fingerprint: str) -> PoolHeader:
+    parts = {"prompts": _prompt_set(), "model": model_fingerprint, "samples": cfg.pool.samples,
+             "temperature": float(cfg.pool.temperature), "max_new_tokens": cfg.pool.max_new_tokens}
+    return PoolHeader(key=digest(parts), **parts)
+
+
+def pool_key(cfg: Any, model_fingerprint: str) -> str:
+    """Names the pool of these settings and weights: equal key, same distribution of answers to the same prompts."""
+    return pool_header(cfg, model_fingerprint).key
+
+
+def make_pool(cfg: Any, sample: Sampler, model_fingerprint: str) -> Pool:
+    """Sample a pool. `sample` applies cfg.pool.temperature and cfg.pool.max_new_tokens itself."""
+    asked, samples = pool_prompts(), cfg.pool.samples
+    answers = sample(asked, samples)
+    assert len(answers) == len(asked) * samples, f"{len(answers)} answers for {len(asked)} prompts x {samples}"
+    rows = tuple(
+        PoolRow(asked[i // samples].id, i % samples, text, int(tokens), bool(finished))
+        for i, (text, tokens, finished) in enumerate(answers)
+    )
+    return Pool(pool_header(cfg, model_fingerprint), rows)
+
+
+def write_pool(path: Path, pool: Pool) -> None:
+    """Equal pools give equal bytes. Written aside and renamed: a reader never sees half of it."""
+    lines = [asdict(pool.header), *(asdict(row) for row in pool.rows)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_bytes(gzip.compress(text.encode(), mtime=0))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_pool(path: Path) -> Pool:
+    """Raises DataError when the file is not a pool, is damaged, or answers other prompts than this version's."""
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().removesuffix("\n").split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"pool {path}: cannot be read: {error}") from None
+    header = _record(path, 1, PoolHeader, lines[0])
+    rows = tuple(_record(path, number, PoolRow, line) for number, line in enumerate(lines[1:], start=2))
+    if header.key != digest({name: value for name, value in asdict(header).items() if name != "key"}):
+        raise DataError(f"pool {path}, line 1: the key does not fit the header; the file was changed, sample it again")
+    pool = Pool(header, rows)
+    _check_rows(f"pool {path}", pool)
+    return pool
+
+
+def _record(path: Path, number: int, schema: type[Record], line: str) -> Record:
+    """A line as the dataclass it must be, field by field."""
+    types: dict[str, Any] = {"str": str, "int": int, "float": (float, int), "bool": bool}
+    try:
+        value = json.loads(line)
+    except ValueError:
+        raise DataError(f"pool {path}, line {number}: not JSON; sample it again") from None
+    for field in fields(schema):  # type: ignore[arg-type]
+        if not isinstance(value, dict) or not isinstance(value.get(field.name), types[str(field.type)]):
+            raise DataError(f"pool {path}, line {number}, field '{field.name}': expected {field.type}; sample it again")
+    return schema(**{field.name: value[field.name] for field in fields(schema)})  # type: ignore[arg-type]
+
+
+def _check_rows(what: str, pool: Pool) -> None:
+    if pool.header.prompts != _prompt_set():
+        raise DataError(f"{what}: it answers another set of prompts than this version's; sample it again")
+    expected = [(prompt.id, i) for prompt in pool_prompts() for i in range(pool.header.samples)]
+    if [(row.prompt_id, row.sample) for row in pool.rows] != expected:
+        raise DataError(f"{what}: {len(pool.rows)} answers that are not {pool.header.samples} for each of the "
+                        f"{len(pool_prompts())} prompts in order; sample it again")
+
+
+# --- data ---
+
+
+def build(cfg: Any, pool: Pool) -> Data:
+    """Fit gold on the pool's train answers, label pairs, split. Notes report truncation, shortfalls and failed gates.
+
+    Raises DataError when the pool was made with other settings than `cfg.pool`, or cannot give what `cfg.labels` asks.
+    """
+    _check_settings(cfg, pool)
+    train, valid = (_answers(pool, prompts(split)) for split in ("train", "valid"))
+    settings = LabelSettings(**{field.name: getattr(cfg.labels, field.name) for field in fields(LabelSettings)})
+    possible = len(train) * min(MAX_PAIRS_PER_PROMPT, cfg.pool.samples // 2)
+    if settings.pairs > possible:
+        raise DataError(f"data.labels.pairs={settings.pairs}: {len(train)} prompts x {cfg.pool.samples} answers give at "
+                        f"most {possible} disjoint pairs; lower it, or raise data.pool.samples (up to 8)")
+    try:
+        scale = fit_scale(list(train.values()))
+    except RewardError as error:
+        raise DataError(f"data=annotator: {error}") from None
+    labelled = label_pairs(train, scale, settings)
+    checked = label_pairs(valid, scale, replace(settings, pairs=len(pool.rows)))
+    notes = [_truncation_note("train", train), _truncation_note("valid", valid)]
+    identical = labelled.identical + checked.identical
+    couples = labelled.available + checked.available + identical
+    notes.append(f"pairs of identical answers: dropped {identical} of {couples}")
+    if len(labelled.pairs) < settings.pairs:
+        notes.append(f"data.labels.pairs={settings.pairs}: the pool's finished answers give only {len(labelled.pairs)}")
+    by_id = {prompt.id: prompt for prompt in pool_prompts()}
+    train_pairs = tuple(PreferencePair(by_id[pair.prompt_id], pair.chosen.text, pair.rejected.text)
+                        for pair in labelled.pairs)
+    return Data(
+        name=cfg.name,
+        train_prompts=prompts("train"),
+        heldout_prompts=prompts("eval"),
+        train_pairs=train_pairs,
+        heldout_pairs=tuple(_with_margin(by_id[pair.prompt_id], pair) for pair in checked.pairs),
+        demonstrations=tuple(Demonstration(pair.prompt, pair.chosen) for pair in train_pairs),
+        verifier=None,
+        gold=gold_source(scale),
+        fingerprint=digest([asdict(pool.header), [asdict(row) for row in pool.rows], asdict(settings), scale.digest()]),
+        notes=(*notes, *_gate_notes(list(valid.values()), scale)),
+    )
+
+
+def _check_settings(cfg: Any, pool: Pool) -> None:
+    for key in ("samples", "temperature", "max_new_tokens"):
+        asked, made = getattr(cfg.pool, key), getattr(pool.header, key)
+        if asked != made:
+            raise DataError(f"data.pool.{key}={asked}: the pool was made with {made}; set data.pool.{key}={made}, or "
+                            "data.pool.path=null to sample another")
+    _check_rows("the pool", pool)
+
+
+def _answers(pool: Pool, of: Sequence[Prompt]) -> dict[str, list[Answer]]:
+    """Prompt id -> its answers."""
+    infos = {prompt.id: prompt.info for prompt in of}
+    groups: dict[str, list[Answer]] = {prompt.id: [] for prompt in of}
+    for row in pool.rows:
+        if row.prompt_id in infos:
+            groups[row.prompt_id].append(Answer(row.text, row.tokens, row.finished, infos[row.prompt_id]))
+    return groups
+
+
+def _with_margin(prompt: Prompt, pair: LabelledPair) -> PreferencePair:
+    """A held-out pair; info["gold_margin"] is what gold says without noise (> 0: the label is right)."""
+    info = {**prompt.info, "gold_margin": pair.gold_margin}
+    return PreferencePair(replace(prompt, info=info), pair.chosen.text, pair.rejected.text)
+
+
+def _truncation_note(split: str, groups: Mapping[str, Sequence[Answer]]) -> str:
+    answers = [answer for group in groups.values() for answer in group]
+    lost = [answer.tokens for answer in answers if not answer.finished]
+    return dropped(f"truncated answers ({split})", lost, [answer.tokens for answer in answers if answer.finished])
+
+
+def _gate_notes(groups: Sequence[Sequence[Answer]], scale: GoldScale) -> list[str]:
+    return [f"gate {gate.name} FAILED: {gate.value:.3f}, must be {gate.threshold}"
+            for gate in pool_gates(groups, scale) if not gate.passed]

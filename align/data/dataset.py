@@ -1,0 +1,57 @@
+"""What every kind of data becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.records import Demonstration, PreferencePair, Prompt
+from reward_models.base import RewardSource
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prompts, pairs and demonstrations, already split. A topic is on one side only; this is asserted."""
+
+    name: str
+    train_prompts: tuple[Prompt, ...]
+    heldout_prompts: tuple[Prompt, ...]  # what the probe asks
+    train_pairs: tuple[PreferencePair, ...]
+    heldout_pairs: tuple[PreferencePair, ...]
+    demonstrations: tuple[Demonstration, ...]  # of training prompts
+    verifier: RewardSource | None
+    gold: RewardSource | None
+    fingerprint: str  # equal fingerprint, equal data
+    notes: tuple[str, ...]  # one line per filter: what it dropped, how many, how long they were
+
+    def __post_init__(self) -> None:
+        train = {prompt.topic for prompt in self.train_prompts}
+        train |= {pair.prompt.topic for pair in self.train_pairs}
+        train |= {demonstration.prompt.topic for demonstration in self.demonstrations}
+        heldout = {prompt.topic for prompt in self.heldout_prompts}
+        heldout |= {pair.prompt.topic for pair in self.heldout_pairs}
+        shared = sorted(train & heldout)
+        assert not shared, f"{self.name}: {len(shared)} topics on both sides of the split, e.g. {shared[0]!r}"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text: what decides splits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dropped(what: str, lost: Sequence[float], kept: Sequence[float], unit: str = "tokens") -> str:
+    """The note of a filter: how many it dropped, and how long they were beside what it kept."""
+    total = len(lost) + len(kept)
+    line = f"{what}: dropped {len(lost)} of {total}"
+    if not lost:
+        return line
+    beside = f" against {sum(kept) / len(kept):.1f} kept" if kept else ""
+    return f"{line} (mean {sum(lost) / len(lost):.1f} {unit}{beside})"

@@ -1,0 +1,163 @@
+"""The one forward pass that everything trains and scores with: token logprobs and entropy of completions.
+
+Only positions that predict a completion token go through the LM head, in chunks whose logits are recomputed in the
+backward pass: a full [B, L, V] of logits would be the largest tensor of a training step (0.8 GB at 32 x 128 tokens of
+SmolLM2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from align.maths.logprobs import exact_kl, token_logprobs
+from align.models import right_pad
+from align.records import Completions
+
+CHUNK = 256  # positions through the LM head at once; 256 x 49152 float32 logits are 50 MB
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of [prompt | completion], padded on the right; the completion of row i starts at `starts[i]`."""
+
+    ids: Tensor  # [B, L] int64
+    mask: Tensor  # [B, L] bool, prompt and completion
+    starts: Tensor  # [B] int64
+    completion_mask: Tensor  # [B, T] bool
+
+    def rows(self, chosen: Tensor) -> Batch:
+        """Some rows, cut to the longest of them."""
+        length = int(self.mask[chosen].sum(-1).max())
+        width = max(int(self.completion_mask[chosen].sum(-1).max()), 1)
+        return Batch(
+            self.ids[chosen, :length],
+            self.mask[chosen, :length],
+            self.starts[chosen],
+            self.completion_mask[chosen, :width],
+        )
+
+
+def batch_of(completions: Completions, pad: int, device: torch.device) -> Batch:
+    rows = [
+        (*prompt, *ids[mask].tolist())
+        for prompt, ids, mask in zip(completions.prompt_ids, completions.ids, completions.mask, strict=True)
+    ]
+    ids, mask = right_pad(rows, pad, device)
+    starts = torch.tensor([len(prompt) for prompt in completions.prompt_ids], device=device)
+    return Batch(ids, mask, starts, completions.mask.to(device))
+
+
+class Scorer(nn.Module):
+    """A causal LM whose forward is a scoring pass. Wrap this, not the LM, for several processes: DDP only sees forward."""
+
+    def __init__(self, model: nn.Module, temperature: float):
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies [B, T] float32 at the sampling temperature, 0 where completion_mask is False."""
+        hidden, targets = completion_hidden(self.model, batch)
+        head = output_head(self.model)
+        logprobs, entropies = [], []
+        for h, y in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+            if torch.is_grad_enabled() and h.requires_grad:
+                scored = checkpoint(self._score, head, h, y, use_reentrant=False)
+            else:
+                scored = self._score(head, h, y)
+            logprobs.append(scored[0])
+            entropies.append(scored[1])
+        return scatter(torch.cat(logprobs), batch.completion_mask), scatter(torch.cat(entropies), batch.completion_mask)
+
+    def _score(self, head: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return token_logprobs(head(hidden), targets, self.temperature)
+
+
+@torch.no_grad()
+def score(scorer: nn.Module, batch: Batch, rows: int) -> tuple[Tensor, Tensor]:
+    """`scorer(batch)` without gradient, a few rows at a time, in the order given. -> logprobs, entropies [B, T]"""
+    shape = batch.completion_mask.shape
+    logprobs = torch.zeros(shape, device=batch.ids.device)
+    entropies = torch.zeros(shape, device=batch.ids.device)
+    for chosen in micro_batches(batch, rows):
+        got, entropy = scorer(batch.rows(chosen))
+        logprobs[chosen, : got.shape[1]] = got
+        entropies[chosen, : got.shape[1]] = entropy
+    return logprobs, entropies
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How a policy differs from its reference on given completions; all [B, T] float32, 0 where the mask is False."""
+
+    logprobs: Tensor
+    reference_logprobs: Tensor
+    entropy: Tensor  # of the policy
+    exact_kl: Tensor  # over the full vocabulary, at each position
+
+
+@torch.no_grad()
+def divergence(policy: nn.Module, reference: nn.Module, batch: Batch, rows: int, *, exact: bool = True) -> Divergence:
+    """Both models on the same rows at temperature 1, head and softmax once for every number that is read off them."""
+    shape = batch.completion_mask.shape
+    fields = torch.zeros(4, *shape, device=batch.ids.device)
+    heads = output_head(policy), output_head(reference)
+    for chosen in micro_batches(batch, rows):
+        part = batch.rows(chosen)
+        (p_hidden, targets), (q_hidden, _) = completion_hidden(policy, part), completion_hidden(reference, part)
+        chunks = zip(p_hidden.split(CHUNK), q_hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+        values = torch.cat([_diverge(heads[0](p), heads[1](q), y, exact) for p, q, y in chunks], dim=1)
+        for field, value in zip(fields, values, strict=True):
+            field[chosen, : part.completion_mask.shape[1]] = scatter(value, part.completion_mask)
+    return Divergence(*fields)
+
+
+def _diverge(p: Tensor, q: Tensor, targets: Tensor, exact: bool) -> Tensor:
+    """logits [N, V] of both, targets [N] -> [4, N]: the fields of Divergence"""
+    logprobs, entropy = token_logprobs(p, targets)
+    reference_logprobs, _ = token_logprobs(q, targets)
+    return torch.stack([logprobs, reference_logprobs, entropy, exact_kl(p, q) if exact else torch.zeros_like(entropy)])
+
+
+def completion_hidden(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden states that predict a completion token, and those tokens, row by row. -> [N, H], [N] int64"""
+    hidden = backbone(model)(
+        input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False, return_dict=True
+    ).last_hidden_state
+    rows, offsets = batch.completion_mask.nonzero(as_tuple=True)
+    positions = batch.starts[rows] + offsets
+    return hidden[rows, positions - 1], batch.ids[rows, positions]
+
+
+def micro_batches(batch: Batch, rows: int) -> list[Tensor]:
+    """Row indices in groups of similar length, so that little is padded. Deterministic."""
+    order = batch.mask.sum(-1).argsort(stable=True)
+    return list(order.split(rows))
+
+
+def scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """[N] values of the True positions, row-major -> [B, T] with 0 elsewhere; differentiable."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def backbone(model: Any) -> Any:
+    """The decoder of a causal LM, through PEFT if need be."""
+    return causal_lm(model).get_decoder()
+
+
+def output_head(model: Any) -> Any:
+    """hidden [N, H] -> logits [N, V], with the soft cap of models that have one."""
+    lm = causal_lm(model)
+    head, cap = lm.get_output_embeddings(), getattr(lm.config, "final_logit_softcapping", None)
+    if cap is None:
+        return head
+    return lambda hidden: torch.tanh(head(hidden) / cap) * cap
+
+
+def causal_lm(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,121 @@
+"""Completions side by side: the same prompt, what every arm made of it, and what the start model had made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.report.arms import Arm, SeedRun
+from align.report.tables import GOLD, LENGTH, PROXY
+from align.report.text import config_value, number
+
+# What keeps a page of many arms quick to load; what does not fit is counted in the page and stays in samples.jsonl.
+PAGE_CHARACTERS = 1_500_000
+COMPLETION_CHARACTERS = 4_000
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One completion as the page shows it."""
+
+    step: int
+    text: str
+    facts: str  # "reward 0.512, gold 0.733, 42 tokens, truncated"
+    cut: int  # characters left out at the end
+
+
+@dataclass(frozen=True)
+class Column:
+    """One arm's answer at its last probed step, and at step 0 unless all arms share that one."""
+
+    arm: Arm
+    style: int
+    seed: str
+    end: Shown | None
+    start: Shown | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of one prompt."""
+
+    sample: int
+    shared_start: Shown | None  # the step 0 completion, where it is the same in all arms
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    prompt_id: str
+    prompt: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Browser:
+    entries: tuple[Entry, ...]
+    shown: int  # samples of prompts, over all entries
+    total: int
+
+
+def browser(arms: Sequence[Arm]) -> Browser:
+    """First samples of all prompts before second ones, until the page is full. One seed speaks for an arm: its first."""
+    speakers = [(number, arm, run) for number, arm in enumerate(arms) if (run := _speaker(arm))]
+    prompts: dict[str, str] = {}
+    keys: dict[tuple[str, int], None] = {}
+    for _, _, run in speakers:
+        for rows in run.samples.values():
+            for (prompt_id, sample), row in rows.items():
+                prompts.setdefault(prompt_id, str(row.get("prompt") or ""))
+                keys[prompt_id, sample] = None
+    entries: dict[str, list[Row]] = {}
+    shown, room = 0, PAGE_CHARACTERS
+    for prompt_id, sample in sorted(keys, key=lambda key: key[1]):
+        row = _row(speakers, prompt_id, sample)
+        room -= len(prompts[prompt_id]) + _characters(row)
+        if room < 0 and shown:
+            break
+        entries.setdefault(prompt_id, []).append(row)
+        shown += 1
+    return Browser(tuple(Entry(key, prompts[key], tuple(rows)) for key, rows in entries.items()), shown, len(keys))
+
+
+def _speaker(arm: Arm) -> SeedRun | None:
+    return next((run for run in (*arm.at_end, *arm.seeds) if run.samples), None)
+
+
+def _row(speakers: Sequence[tuple[int, Arm, SeedRun]], prompt_id: str, sample: int) -> Row:
+    starts = [_shown(run, 0, prompt_id, sample) for _, _, run in speakers]
+    ends = [_shown(run, max(run.samples), prompt_id, sample) if max(run.samples) else None for _, _, run in speakers]
+    same = len(speakers) > 1 and starts[0] is not None and all(start == starts[0] for start in starts)
+    columns = (
+        Column(arm, style, config_value(run.seed), end, None if same else start)
+        for (style, arm, run), end, start in zip(speakers, ends, starts, strict=True)
+    )
+    return Row(sample, starts[0] if same else None, tuple(columns))
+
+
+def _shown(run: SeedRun, step: int, prompt_id: str, sample: int) -> Shown | None:
+    row = run.samples.get(step, {}).get((prompt_id, sample))
+    if row is None:
+        return None
+    text = str(row.get("completion") or "")
+    return Shown(step, text[:COMPLETION_CHARACTERS], _facts(row), max(0, len(text) - COMPLETION_CHARACTERS))
+
+
+def _facts(row: Mapping[str, Any]) -> str:
+    parts = []
+    for metric, name in ((PROXY, "reward"), (GOLD, "gold")):
+        value = row.get(metric.sample_field)
+        if isinstance(value, int | float):
+            parts.append(f"{name} {number(value, metric.decimals)}")
+    tokens = row.get(LENGTH.sample_field)
+    parts += [f"{tokens} token{'s' * (tokens != 1)}"] if isinstance(tokens, int) else []
+    parts += ["truncated"] if row.get("finished") is False else []
+    return ", ".join(parts)
+
+
+def _characters(row: Row) -> int:
+    shown = [row.shared_start, *(part for column in row.columns for part in (column.end, column.start))]
+    return sum(len(part.text) + 200 for part in shown if part)  # 200: the markup around it

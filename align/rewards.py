@@ -1,0 +1,92 @@
+"""From `reward.formula` to one callable that scores Completions and keeps every term apart."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.data import Data
+from align.data.tokens import encode_completion, encode_prompt
+from align.laws import ConfigError
+from align.records import Completions, Prompt
+from align.reward_model import RewardModel
+from reward_models.base import RewardSource, Sample, weighted_sum
+from reward_models.formula import parse
+from reward_models.learned import LearnedReward
+from reward_models.verifiers import length, terminated
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """A weighted sum of reward sources. `sources` maps a term to (weight, source); empty for reward=none."""
+
+    sources: Mapping[str, tuple[float, RewardSource]]
+
+    def __call__(self, completions: Completions) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total [B] and its unweighted terms, float32. Raises RewardError."""
+        totals, components = weighted_sum(self.sources, samples_of(completions))
+        return torch.tensor(totals), {name: torch.tensor(values) for name, values in components.items()}
+
+
+def build_rewards(formula: str, data: Data, learned: RewardModel | None) -> Rewards:
+    """Raises ConfigError for a term that cannot be had."""
+    known: dict[str, RewardSource | None] = {
+        "learned": LearnedReward(learned.score) if learned else None,
+        "gold": data.gold,
+        "verifier": data.verifier,
+        "length": length,
+        "terminated": terminated,
+    }
+    sources: dict[str, tuple[float, RewardSource]] = {}
+    for name, weight in parse(formula).items():
+        source = imported(name) if ":" in name else known[name]
+        if source is None:
+            raise ConfigError(f"reward.formula={formula}: data={data.name} has no {name} to give")
+        sources[name] = (weight, source)
+    return Rewards(sources)
+
+
+def imported(name: str) -> RewardSource:
+    """`package.module:function`, a function of a list of Samples. Raises ConfigError."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ConfigError(f"reward.formula={name}: cannot import {module}: {error}") from None
+    except AttributeError:
+        raise ConfigError(f"reward.formula={name}: {module} has no {attribute}") from None
+    if not callable(function):
+        raise ConfigError(f"reward.formula={name}: it is {type(function).__name__}, not a function")
+    try:
+        inspect.signature(function).bind([])
+    except TypeError:
+        raise ConfigError(
+            f"reward.formula={name}: it must take one argument, the list of samples (reward_models.base.Sample)"
+        ) from None
+    except ValueError:
+        pass  # some builtins have no signature; calling them will tell
+    return function
+
+
+def samples_of(completions: Completions) -> list[Sample]:
+    rows = zip(completions.prompts, completions.prompt_ids, completions.ids, completions.mask, completions.texts,
+               completions.finished.tolist(), strict=True)  # fmt: skip
+    return [
+        Sample(prompt.text, text, prompt_ids, tuple(ids[mask].tolist()), finished, prompt.info)
+        for prompt, prompt_ids, ids, mask, text, finished in rows
+    ]
+
+
+def answer_samples(tokenizer: Any, answers: Sequence[tuple[Prompt, str]]) -> list[Sample]:
+    """Finished answers that no policy sampled (those of preference pairs), as a reward sees them."""
+    return [
+        Sample(prompt.text, text, tuple(encode_prompt(tokenizer, prompt)), tuple(encode_completion(tokenizer, text)),
+               True, prompt.info)
+        for prompt, text in answers
+    ]  # fmt: skip

@@ -1,0 +1,84 @@
+"""`python -m align.run`: compose the config, check it, carry the experiment out.
+
+Exit codes: 0 done, 1 the input is wrong (one message, no traceback), 2 the run failed (traceback in its error.log),
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from align.config import ConfigError, check
+from align.laws import refuse_unknown
+
+HERE = Path(__file__).resolve().parent
+# A wheel carries conf/ inside the package, a checkout has it at the top.
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+
+
+USER_ERRORS = ("ConfigError", "ModelError", "DataError", "RewardError", "RunError")
+
+
+@hydra.main(config_path=str(CONF), config_name="run", version_base="1.3")
+def entry(cfg: DictConfig) -> str:
+    experiment = check(cfg)
+    from align.experiment import execute  # after the check: torch, transformers and TRL take seconds to load
+
+    path = execute(experiment)
+    print(path)
+    return str(path)
+
+
+def main() -> None:
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of being printed with a stack of Hydra's
+    try:
+        entry()
+    except (ConfigCompositionException, OmegaConfBaseException) as error:
+        stop(_unknown_key(error) or str(error).strip(), 1)
+    except HydraException as error:
+        stop(str(error), 1)
+    except KeyboardInterrupt:
+        stop("interrupted", 130)
+    except Exception as error:
+        composing = "align.experiment" not in sys.modules  # Hydra raises plain ValueErrors too for a bad command line
+        if composing or any(kind.__name__ in USER_ERRORS for kind in type(error).__mro__):
+            stop(str(error), 1)
+        stop(f"the run failed: {type(error).__name__}: {error}\nThe traceback is in error.log of the run directory", 2)
+
+
+def stop(message: str, code: int) -> None:
+    print(f"error: {message}" if code != 130 else message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _unknown_key(error: Exception) -> str | None:
+    """Hydra advises `+key=value` for a key that does not exist; what the user wants is the key that does."""
+    match = re.search(r"Could not override '([\w.@/-]+)'", str(error))
+    if match is None:
+        return None
+    key = match[1]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        kept = [o for o in sys.argv[1:] if "=" in o and not o.startswith("-") and o.lstrip("+~").split("=")[0] != key]
+        node = OmegaConf.to_container(compose("run", overrides=kept), resolve=False)
+    *path, last = key.split(".")
+    for part in path:
+        node = node.get(part, {}) if isinstance(node, dict) else {}
+    value = next((o.split("=", 1)[1] for o in sys.argv[1:] if o.startswith(f"{key}=")), "")
+    try:
+        refuse_unknown({last: value}, list(node) if isinstance(node, dict) else [], ".".join(path))
+    except ConfigError as better:
+        return str(better)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Stages that runs share: the annotator's pool and the reward model. Found by content fingerprint, else made, once.
+
+A stage lies in `runs_root/stages`, named by the hash of everything it depends on, so two runs that need the same thing
+find the same thing, and a changed input cannot find a stale one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from align.data import Data, load
+from align.data.annotator import Pool, make_pool, pool_key, read_pool, write_pool
+from align.data.errors import DataError
+from align.embedded import ModelError
+from align.models import Policy
+from align.records import Prompt
+from align.reward_model import RewardModel, load_reward_model
+from align.runs import RunError, read
+from align.sampling import sample
+from align.schema import Experiment, Reward, Sampling
+from align.seeds import derive
+
+SHIPPED = Path(__file__).resolve().parent / "assets"
+POOL_ROWS = 96  # answers decoded side by side when a pool is sampled
+
+
+def load_data(experiment: Experiment, policy: Policy) -> Data:
+    """The experiment's data; samples the annotator's pool when there is none yet. Raises DataError."""
+    data = load(experiment.data, policy.tokenizer, experiment.seed, lambda cfg: obtain_pool(cfg, experiment, policy))
+    needs_pairs = experiment.algo.kind in ("preference", "reward") or experiment.reward.learned is not None
+    if needs_pairs and not data.train_pairs:
+        what = f"algo={experiment.algo.name}" if experiment.algo.kind in ("preference", "reward") else "reward=learned"
+        raise DataError(f"data={data.name}: {what} needs preference pairs, and this data has none")
+    if experiment.algo.kind == "sft" and not data.demonstrations:
+        raise DataError(f"data={data.name}: algo=sft needs demonstrations, and this data has none")
+    if experiment.algo.kind != "reward" and not data.heldout_prompts:
+        raise DataError(f"data={data.name}: there is no held-out prompt to measure on; give it more prompts")
+    return data
+
+
+def obtain_pool(cfg: Any, experiment: Experiment, policy: Policy) -> Pool:
+    """The shipped pool, the cached one, or a new one sampled from the start model."""
+    name = f"pool-{pool_key(cfg, policy.fingerprint)[:12]}.jsonl.gz"
+    cached = stages_root(experiment) / name
+    for path in (SHIPPED / name, cached):
+        if path.is_file():
+            return read_pool(path)
+    print(f"sampling the annotator's pool from the start model, once: {cached}", flush=True)
+    sampling = Sampling(cfg.pool.temperature, cfg.pool.max_new_tokens, POOL_ROWS)
+
+    def answers(prompts: Sequence[Prompt], samples: int) -> list[tuple[str, int, bool]]:
+        got = sample(policy, prompts, samples, sampling, derive(0, "pool"), model=policy.reference)
+        return list(zip(got.texts, got.lengths.tolist(), got.finished.tolist(), strict=True))
+
+    pool = make_pool(cfg, answers, policy.fingerprint)
+    write_pool(cached, pool)
+    return pool
+
+
+def obtain_reward_model(
+    experiment: Experiment, policy: Policy, data: Data, execute: Callable[[Experiment], Path]
+) -> RewardModel | None:
+    """The learned reward of the experiment, trained first when no finished run of it is found; None if it has none.
+
+    `execute` carries out the experiment that trains it. Raises ModelError when reward.learned.run is not usable.
+    """
+    learned = experiment.reward.learned
+    if learned is None or experiment.algo.kind == "reward":
+        return None
+    if learned.run is not None:
+        path = Path(learned.run).expanduser()
+        _check_given(path, experiment)
+    else:
+        path = stages_root(experiment) / f"reward-{_reward_key(experiment, policy, data)[:12]}"
+        if not _finished(path):
+            shutil.rmtree(path, ignore_errors=True)
+            print(f"training the reward model first, once: {path}", flush=True)
+            execute(replace(experiment, algo=learned.algo, steps=learned.steps, run_dir=str(path),
+                            reward=Reward("none", None)))  # fmt: skip
+    return load_reward_model(experiment.model, policy.reference, policy.tokenizer, path / "adapter")
+
+
+def stages_root(experiment: Experiment) -> Path:
+    return Path(experiment.runs_root).expanduser() / "stages"
+
+
+def _reward_key(experiment: Experiment, policy: Policy, data: Data) -> str:
+    assert experiment.reward.learned is not None
+    parts = {
+        "learned": asdict(experiment.reward.learned),
+        "model": asdict(experiment.model),
+        "start": policy.fingerprint,
+        "data": data.fingerprint,
+        "dtype": str(next(policy.reference.parameters()).dtype),
+        "seed": experiment.seed,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(path: Path) -> bool:
+    try:
+        return read(path).state == "finished"
+    except RunError:
+        return False
+
+
+def _check_given(path: Path, experiment: Experiment) -> None:
+    try:
+        run = read(path)
+    except RunError as error:
+        raise ModelError(f"reward.learned.run={path}: {error}") from None
+    if run.config["algo"]["kind"] != "reward":
+        raise ModelError(f"reward.learned.run={path}: it is a run of algo={run.config['algo']['name']}, not algo=reward")
+    if run.state != "finished":
+        raise ModelError(f"reward.learned.run={path}: the run is {run.state}, not finished")
+    if run.config["model"] != asdict(experiment.model):
+        raise ModelError(f"reward.learned.run={path}: it was trained with other model settings "
+                         f"({run.config['model']['name']}); they must be the experiment's own")  # fmt: skip

@@ -1,0 +1,1 @@
+"""What changes weights: the on-policy loop, and the runs that TRL trains."""

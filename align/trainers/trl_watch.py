@@ -1,0 +1,142 @@
+"""Watching a TRL trainer: its logs become our rows, our probe runs at its steps, and its start is checked.
+
+Steps count as in the on-policy loop: row n is about the n-th update, the probe of step n sees the weights after it.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from transformers import TrainerCallback
+
+from align.maths import preference
+
+# TRL's key -> ours. What is not here is dropped (its time, memory and token counts are replaced by our own).
+NAMES = {
+    "loss": "loss",
+    "grad_norm": "optim/grad_norm",
+    "learning_rate": "optim/lr",
+    "entropy": "policy/entropy",
+    "rewards/accuracies": "pref/accuracy",
+    "accuracy": "rm/accuracy",
+    "margin": "rm/margin",
+}
+# TRL logs these times beta; ours are log-ratios to the reference in nats. Losses without a reference have none.
+REWARDS = {
+    "rewards/margins": "pref/margin",
+    "rewards/chosen": "pref/chosen_logprob",
+    "rewards/rejected": "pref/rejected_logprob",
+}
+MARGINS = {"rewards/accuracies": "rewards/margins", "accuracy": "margin"}
+START_TOLERANCE = 1e-4
+
+
+def translate(logs: Mapping[str, float], beta: float | None) -> dict[str, float]:
+    """One of TRL's log entries in our terms. `beta` is None for a loss without a reference.
+
+    TRL counts a tied pair as wrong, so that a policy that still equals its reference would read 0 % accurate. When no
+    pair is right and the mean margin is 0, then no margin is positive, all are 0, and the accuracy is one half.
+    """
+    row = {name: float(logs[key]) for key, name in NAMES.items() if key in logs}
+    if beta is not None:
+        row |= {name: float(logs[key]) / beta for key, name in REWARDS.items() if key in logs}
+    for key, margin in MARGINS.items():
+        if logs.get(key) == 0 and logs.get(margin) == 0:
+            row[NAMES[key]] = 0.5
+    return row
+
+
+def start_loss(algo: Any) -> float | None:
+    """The loss of a policy that equals its reference, None where it depends on the data (rdpo: on the lengths).
+
+    dpo, cdpo and ldpo: ln 2.  ipo: 1 / (4 beta^2).  kto: (w_D + w_U) / 4, as half of the examples are good.
+    """
+    zero, one = torch.zeros(1), torch.ones(1)
+    table: dict[str, Callable[[], torch.Tensor]] = {
+        "dpo": lambda: preference.dpo(zero, zero, algo.beta),
+        "ldpo": lambda: preference.dpo(zero, zero, algo.beta),
+        "cdpo": lambda: preference.cdpo(zero, zero, algo.beta, algo.label_smoothing),
+        "ipo": lambda: preference.ipo(zero, zero, one, one, algo.beta),
+        "kto": lambda: (algo.desirable_weight + algo.undesirable_weight) / 4 * one,
+    }
+    return table[algo.loss]().item() if algo.loss in table else None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What to do with a trainer's steps."""
+
+    log: Callable[[int, dict[str, float]], None]  # number of the update, metrics
+    probe: Callable[[int], None]  # called at step 0 and after each update; it knows whether it is due
+    beta: float | None = None  # of the loss's reference; see `translate`
+    start_loss: float | None = None  # what the first row's loss must be
+
+
+class Watcher(TrainerCallback):
+    """The one callback. Raises RuntimeError when the first loss is not that of a policy at its reference."""
+
+    def __init__(self, watch: Watch):
+        self.watch = watch
+        self._began = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._probe(0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Called once after each optimizer step, and once more with a summary that has no "loss"."""
+        if not logs or "loss" not in logs:
+            return
+        step, row = state.global_step, translate(logs, self.watch.beta)
+        if step == 1:
+            self._check_start(row["loss"])
+        row |= {"time/update": time.perf_counter() - self._began, "memory/peak_gb": peak_gb()}
+        if state.is_world_process_zero:
+            self.watch.log(step, row)
+        self._probe(step)
+
+    def _probe(self, step: int) -> None:
+        with kept_rng():
+            self.watch.probe(step)
+
+    def _check_start(self, loss: float) -> None:
+        expected = self.watch.start_loss
+        if expected is not None and abs(loss - expected) > START_TOLERANCE * max(1.0, expected):
+            raise RuntimeError(
+                f"the first loss is {loss:.6f}, but with the policy equal to its reference it must be {expected:.6f}: "
+                "the reference is not the model that training starts from"
+            )
+
+
+@contextmanager
+def kept_rng() -> Iterator[None]:
+    """Whatever is drawn inside, the random streams outside go on as if nothing had been."""
+    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def peak_gb() -> float:
+    """Most memory held so far in GB (1e9 bytes): of the accelerator when there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
