@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align import laws
-from align.laws import ConfigError
+from align.refusals import ConfigError, refuse_unknown
 from align.schema import (
     AnnotatorData,
     ArithmeticData,
@@ -45,11 +45,12 @@ def check(cfg: DictConfig) -> Experiment:
     The composed config is merged onto fresh schemas, so a key that Hydra let through (`+typo=1`) is refused here.
     """
     try:
-        raw = OmegaConf.to_container(cfg, resolve=True)
+        container = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config cannot be resolved: {_first_line(error)}") from None
-    assert isinstance(raw, dict)
-    laws.refuse_unknown(raw, [field.name for field in fields(Experiment)], "")
+    assert isinstance(container, dict)
+    raw = {str(key): value for key, value in container.items()}
+    refuse_unknown(raw, [field.name for field in fields(Experiment)], "")
     model = raw.get("model")
     if isinstance(model, dict) and model.get("lora") == "none":  # `model.lora=none` on the command line
         model["lora"] = None
@@ -63,11 +64,15 @@ def check(cfg: DictConfig) -> Experiment:
 
 def _kind(raw: Any, group: str, schemas: dict[str, type]) -> type:
     if not isinstance(raw, dict):
-        raise ConfigError(f"{group}={raw!r}: expected a group of settings; pick a file of conf/{group}, e.g. {group}=NAME")
+        raise ConfigError(
+            f"{group}={raw!r}: expected a group of settings; pick a file of conf/{group}, e.g. {group}=NAME"
+        )
     kind = raw.get("kind")
     if kind not in schemas:
-        raise ConfigError(f"{group}.kind={kind!r}: must be one of {', '.join(schemas)}; it belongs to the file of "
-                          f"conf/{group}, pick another with {group}=NAME")
+        raise ConfigError(
+            f"{group}.kind={kind!r}: must be one of {', '.join(schemas)}; it belongs to the file of "
+            f"conf/{group}, pick another with {group}=NAME"
+        )
     return schemas[kind]
 
 
@@ -87,7 +92,7 @@ def _typed(schema: type, raw: dict[str, Any], prefix: str) -> Any:
 
 def _walk_unknown(schema: type, raw: Mapping[str, Any], prefix: str) -> None:
     known = {field.name: field for field in fields(schema)}
-    laws.refuse_unknown(raw, list(known), prefix)
+    refuse_unknown(raw, list(known), prefix)
     hints = _nested(schema)
     for key, value in raw.items():
         if key in hints and isinstance(value, dict):

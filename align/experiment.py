@@ -5,10 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +18,10 @@ from accelerate.utils import set_seed
 import align
 from align.config import config_hash, plain
 from align.data import Data
-from align.laws import ConfigError
 from align.models import Policy, load_policy, resolve_device, resolve_dtype
 from align.probe import Probe
-from align.records import Prompt
-from align.rewards import Rewards, answer_samples, build_rewards
+from align.refusals import ConfigError
+from align.rewards import Rewards, build_rewards
 from align.runs import Run, RunError, free_name
 from align.schema import Experiment
 from align.stages import load_data, obtain_reward_model
@@ -129,50 +125,25 @@ def train_on_policy(session: Session, policy: Policy, data: Data, rewards: Rewar
 def train_preference(session: Session, policy: Policy, data: Data, rewards: Rewards) -> None:
     from align.trainers import trl_runs
 
-    e, pairs = session.experiment, data.train_pairs
     probe = session.prober(policy_probe(session, policy, data, rewards))
-    with trl_folder(session.run.path) as folder:
-        saving(session, policy, lambda: trl_runs.train_preference(e, policy, pairs, folder, session.log, probe))
+    saving(session, policy, lambda: trl_runs.train_preference(session.experiment, policy, data, session.log, probe))
 
 
 def train_sft(session: Session, policy: Policy, data: Data, rewards: Rewards) -> None:
     from align.trainers import trl_runs
 
-    e, examples = session.experiment, data.demonstrations
     probe = session.prober(policy_probe(session, policy, data, rewards))
-    with trl_folder(session.run.path) as folder:
-        saving(session, policy, lambda: trl_runs.train_sft(e, policy, examples, folder, session.log, probe))
+    saving(session, policy, lambda: trl_runs.train_sft(session.experiment, policy, data, session.log, probe))
 
 
 def train_reward(session: Session, policy: Policy, data: Data, rewards: Rewards) -> None:
     from align.reward_model import build_reward_model
     from align.trainers import trl_runs
 
-    e, pairs = session.experiment, data.train_pairs
+    e = session.experiment
     reward_model = build_reward_model(e.model, policy.reference, policy.tokenizer, e.seed)
-
-    def score(answers: Sequence[tuple[Prompt, str]]) -> list[float]:
-        return reward_model.score([s.prompt_ids + s.completion_ids for s in answer_samples(policy.tokenizer, answers)])
-
-    def gold(answers: Sequence[tuple[Prompt, str]]) -> Sequence[float]:
-        assert data.gold is not None
-        return data.gold(answer_samples(policy.tokenizer, answers))
-
-    def measure(step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        started = time.perf_counter()
-        metrics = trl_runs.reward_accuracy(score, data.heldout_pairs, gold if data.gold else None)
-        return metrics | {"time/probe": time.perf_counter() - started}, []
-
-    with trl_folder(session.run.path) as folder:
-        probe = session.prober(measure)
-        saving(session, reward_model, lambda: trl_runs.train_reward(e, reward_model, pairs, folder, session.log, probe))
-
-
-@contextmanager
-def trl_folder(run: Path) -> Iterator[Path]:
-    """Where TRL wants to write; nothing it writes is kept."""
-    with tempfile.TemporaryDirectory(dir=run, prefix="trl.") as folder:
-        yield Path(folder)
+    probe = session.prober(lambda step: (trl_runs.reward_metrics(reward_model, data), []))
+    saving(session, reward_model, lambda: trl_runs.train_reward(e, reward_model, data, session.log, probe))
 
 
 TRAINERS = {"on_policy": train_on_policy, "preference": train_preference, "sft": train_sft, "reward": train_reward}

@@ -85,5 +85,3 @@ def load_reward_model(cfg: Model, base: Any, tokenizer: Any, adapter: Path) -> R
         raise ModelError(f"{adapter} does not fit model={cfg.name}: unexpected weights {outcome.unexpected_keys[:3]}")
     reward_model.model.requires_grad_(False).eval()
     return reward_model
-
-

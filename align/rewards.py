@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from align.data import Data
-from align.data.tokens import encode_completion, encode_prompt
-from align.laws import ConfigError
-from align.records import Completions, Prompt
+from align.records import Completions
+from align.refusals import ConfigError
 from align.reward_model import RewardModel
 from reward_models.base import RewardSource, Sample, weighted_sum
 from reward_models.formula import parse
@@ -81,12 +79,3 @@ def samples_of(completions: Completions) -> list[Sample]:
         Sample(prompt.text, text, prompt_ids, tuple(ids[mask].tolist()), finished, prompt.info)
         for prompt, prompt_ids, ids, mask, text, finished in rows
     ]
-
-
-def answer_samples(tokenizer: Any, answers: Sequence[tuple[Prompt, str]]) -> list[Sample]:
-    """Finished answers that no policy sampled (those of preference pairs), as a reward sees them."""
-    return [
-        Sample(prompt.text, text, tuple(encode_prompt(tokenizer, prompt)), tuple(encode_completion(tokenizer, text)),
-               True, prompt.info)
-        for prompt, text in answers
-    ]  # fmt: skip

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.config import ConfigError, check
-from align.laws import refuse_unknown
+from align.refusals import refuse_unknown
 
 HERE = Path(__file__).resolve().parent
 # A wheel carries conf/ inside the package, a checkout has it at the top.

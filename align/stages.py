@@ -116,7 +116,9 @@ def _check_given(path: Path, experiment: Experiment) -> None:
     except RunError as error:
         raise ModelError(f"reward.learned.run={path}: {error}") from None
     if run.config["algo"]["kind"] != "reward":
-        raise ModelError(f"reward.learned.run={path}: it is a run of algo={run.config['algo']['name']}, not algo=reward")
+        raise ModelError(
+            f"reward.learned.run={path}: it is a run of algo={run.config['algo']['name']}, not algo=reward"
+        )
     if run.state != "finished":
         raise ModelError(f"reward.learned.run={path}: the run is {run.state}, not finished")
     if run.config["model"] != asdict(experiment.model):

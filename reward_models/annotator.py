@@ -11,9 +11,9 @@
 
 n is the number of tokens, EOS included; means, SDs and percentiles are those of the base pool (what the start model
 says). The last term makes gold orthogonal to length within a prompt: a plain sum had r(gold, length) = -.21, and DPO on
-it would shorten answers and cancel the very bias under study. rep and len_hinge are almost constant on the base pool *on
-purpose*: a proxy cannot learn them there, so a policy that leaves the base's range is punished by gold alone (extremal
-Goodhart).
+it would shorten answers and cancel the very bias under study. rep and len_hinge are almost constant on the base pool
+*on purpose*: a proxy cannot learn them there, so a policy that leaves the base's range is punished by gold alone
+(extremal Goodhart).
 
 Fluency (`flu`, weight .3: the base's mean log-probability per token inside a band) needs a model forward and is left to
 a later version; without it gold does not see ungrammatical text that stays on topic.
@@ -91,15 +91,16 @@ class GoldScale:
 
 def relevance(text: str, words: Sequence[str], keywords: Sequence[str]) -> float:
     """Half for mentioning the topic, half for keywords, saturating at three: 0.5 [topic] + 0.5 min(1, hits / 3)."""
-    said = set(re.findall(r"\w+", text.lower()))
+    said = " ".join(["", *re.findall(r"\w+", text.lower()), ""])
     hits = sum(_mentions(said, keyword) for keyword in keywords)
     return 0.5 * any(_mentions(said, word) for word in words) + 0.5 * min(1.0, hits / ENOUGH_KEYWORDS)
 
 
-def _mentions(said: set[str], word: str) -> bool:
+def _mentions(said: str, word: str) -> bool:
+    """`said`: words with a space on either side of each. A final * matches any ending, otherwise only a plural does."""
     if word.endswith("*"):
-        return any(other.startswith(word[:-1]) for other in said)
-    return not said.isdisjoint((word, f"{word}s", f"{word}es"))
+        return f" {word[:-1]}" in said
+    return any(f" {word}{ending} " in said for ending in ("", "s", "es"))
 
 
 def rep3(text: str) -> float:
@@ -167,32 +168,38 @@ def fit_scale(groups: Sequence[Sequence[Answer]]) -> GoldScale:
     Raises RewardError when the pool is too small or too uniform to say anything.
     """
     everything = [answer for group in groups for answer in group]
-    finished = [kept for group in groups if len(kept := [answer for answer in group if answer.finished]) >= 2]
-    if not finished:
-        raise RewardError(f"the pool has no prompt with two finished answers ({len(everything)} answers, "
-                          f"{sum(answer.finished for answer in everything)} finished): raise data.pool.max_new_tokens")
+    if all(sum(answer.finished for answer in group) < 2 for group in groups):
+        raise RewardError(
+            f"the pool has no prompt with two finished answers ({len(everything)} answers, "
+            f"{sum(answer.finished for answer in everything)} finished): raise data.pool.max_new_tokens"
+        )
     lengths = np.array([answer.tokens for answer in everything], dtype=float)
-    p10, p90 = (float(value) for value in np.percentile(lengths, [10, 90]))
+    p10, p90 = (_rounded(value) for value in np.percentile(lengths, [10, 90]))
     if p90 <= p10:
         raise RewardError(f"nearly all answers of the pool have {p10:g} tokens: gold has no scale of length")
-    table = [components(answer, p10, p90) for answer in everything]
-    means = {name: _rounded(float(np.mean([row[name] for row in table]))) for name in WEIGHTS}
-    sds = {name: _rounded(max(float(np.std([row[name] for row in table])), MIN_SD)) for name in WEIGHTS}
-
-    def plain(answer: Answer) -> float:
-        return _weighted(components(answer, p10, p90), means, sds)
-
-    score = _within([[plain(answer) for answer in group] for group in finished])
-    tokens = _within([[float(answer.tokens) for answer in group] for group in finished])
-    clipped = _within([[float(np.clip(answer.tokens, p10, p90)) for answer in group] for group in finished])
+    graded = [[(answer, components(answer, p10, p90)) for answer in group] for group in groups]
+    table = {name: [raw[name] for group in graded for _, raw in group] for name in WEIGHTS}
+    means = {name: _rounded(float(np.mean(values))) for name, values in table.items()}
+    sds = {name: _rounded(max(float(np.std(values)), MIN_SD)) for name, values in table.items()}
+    finished = [kept for group in graded if len(kept := [pair for pair in group if pair[0].finished]) >= 2]
+    score = _within([[_weighted(raw, means, sds) for _, raw in group] for group in finished])
+    tokens = _within([[float(answer.tokens) for answer, _ in group] for group in finished])
+    clipped = _within([[float(np.clip(answer.tokens, p10, p90)) for answer, _ in group] for group in finished])
     if not clipped @ tokens > 0 or not score @ score > 0:
         raise RewardError("the pool's answers to a prompt differ neither in length nor in gold: sample more of them")
     slope = (score @ tokens) / (clipped @ tokens)
     corrected = score - slope * clipped
     freedom = len(tokens) - len(finished)
-    return GoldScale(means, sds, _rounded(p10), _rounded(p90), _rounded(np.clip(lengths, p10, p90).mean()),
-                     _rounded(slope), _rounded(math.sqrt(corrected @ corrected / freedom)),
-                     _rounded(math.sqrt(tokens @ tokens / freedom)))
+    return GoldScale(
+        means,
+        sds,
+        p10,
+        p90,
+        _rounded(np.clip(lengths, p10, p90).mean()),
+        _rounded(slope),
+        _rounded(math.sqrt(corrected @ corrected / freedom)),
+        _rounded(math.sqrt(tokens @ tokens / freedom)),
+    )
 
 
 def _within(groups: Sequence[Sequence[float]]) -> np.ndarray:
@@ -239,7 +246,7 @@ class Labelled:
 def label_probability(gold_gap: float, length_gap: float, settings: LabelSettings) -> float:
     """P(first preferred); gaps are first minus second, in within-prompt SDs.
 
-        P = (1 - 2 flips) sigma(sharpness * gold_gap + length_bias * length_gap) + flips
+    P = (1 - 2 flips) sigma(sharpness * gold_gap + length_bias * length_gap) + flips
     """
     bias = settings.length_bias * length_gap
     if math.isinf(settings.sharpness):  # inf * 0 is no number: equal gold leaves the choice to length

@@ -53,7 +53,9 @@ def evaluate(name: str, source: RewardSource, samples: Sequence[Sample]) -> list
     except RewardError:
         raise
     except Exception as error:
-        raise RewardError(f"reward '{name}' raised {type(error).__name__}: {error}\n{_culprit(name, source, samples)}") from error
+        raise RewardError(
+            f"reward '{name}' raised {type(error).__name__}: {error}\n{_culprit(name, source, samples)}"
+        ) from error
     if values is None or not hasattr(values, "__len__"):
         raise RewardError(f"reward '{name}' returned {values!r}; expected {len(samples)} floats, one per completion")
     if len(values) != len(samples):

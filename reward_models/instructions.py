@@ -6,6 +6,7 @@ policy has seen about a topic helps it on the others.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class PromptSpec:
     info: Mapping[str, Any]  # topic, words, keywords, constraint, argument
 
 
+@functools.cache
 def prompt_specs() -> tuple[PromptSpec, ...]:
     """All 420 prompts, always the same, in the order of their ids' hashes (a prefix is a fair sample)."""
     sides = split_topics()
@@ -89,8 +91,13 @@ def _spec(topic: Topic, kind: str, split: str) -> PromptSpec:
     name = f"{topic.name.removeprefix('the ').replace(' ', '-').lower()}/{kind}"
     argument = _argument(topic, kind)
     text = _pick(WORDINGS[kind], name).format(topic=topic.name, argument=argument, question=topic.question)
-    info = {"topic": topic.name, "words": topic.words, "keywords": topic.keywords, "constraint": kind,
-            "argument": argument}
+    info = {
+        "topic": topic.name,
+        "words": topic.words,
+        "keywords": topic.keywords,
+        "constraint": kind,
+        "argument": argument,
+    }
     return PromptSpec(name, split, text, info)
 
 
@@ -101,7 +108,9 @@ def _argument(topic: Topic, kind: str) -> int | str | None:
     if kind == "avoid_word":
         return topic.avoid
     options: dict[str, tuple[int | str, ...]] = {
-        "under_words": WORD_LIMITS, "bullets": BULLET_COUNTS, "end_phrase": LAST_WORDS
+        "under_words": WORD_LIMITS,
+        "bullets": BULLET_COUNTS,
+        "end_phrase": LAST_WORDS,
     }
     return _pick(options[kind], f"{topic.name}/{kind}/argument") if kind in options else None
 

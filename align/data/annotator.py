@@ -78,7 +78,8 @@ def prompts(*splits: str) -> tuple[Prompt, ...]:
     """Prompts of the splits (train, valid, eval), always in the same order; any prefix is a fair sample of topics."""
     return tuple(
         Prompt(spec.id, ({"role": "user", "content": spec.text},), spec.info["topic"], spec.info)
-        for spec in prompt_specs() if spec.split in splits
+        for spec in prompt_specs()
+        if spec.split in splits
     )
 
 
@@ -95,8 +96,13 @@ def _prompt_set() -> str:
 
 
 def pool_header(cfg: Any, model_fingerprint: str) -> PoolHeader:
-    parts = {"prompts": _prompt_set(), "model": model_fingerprint, "samples": cfg.pool.samples,
-             "temperature": float(cfg.pool.temperature), "max_new_tokens": cfg.pool.max_new_tokens}
+    parts = {
+        "prompts": _prompt_set(),
+        "model": model_fingerprint,
+        "samples": cfg.pool.samples,
+        "temperature": float(cfg.pool.temperature),
+        "max_new_tokens": cfg.pool.max_new_tokens,
+    }
     return PoolHeader(key=digest(parts), **parts)
 
 
@@ -163,8 +169,10 @@ def _check_rows(what: str, pool: Pool) -> None:
         raise DataError(f"{what}: it answers another set of prompts than this version's; sample it again")
     expected = [(prompt.id, i) for prompt in pool_prompts() for i in range(pool.header.samples)]
     if [(row.prompt_id, row.sample) for row in pool.rows] != expected:
-        raise DataError(f"{what}: {len(pool.rows)} answers that are not {pool.header.samples} for each of the "
-                        f"{len(pool_prompts())} prompts in order; sample it again")
+        raise DataError(
+            f"{what}: {len(pool.rows)} answers that are not {pool.header.samples} for each of the "
+            f"{len(pool_prompts())} prompts in order; sample it again"
+        )
 
 
 # --- data ---
@@ -180,8 +188,10 @@ def build(cfg: Any, pool: Pool) -> Data:
     settings = LabelSettings(**{field.name: getattr(cfg.labels, field.name) for field in fields(LabelSettings)})
     possible = len(train) * min(MAX_PAIRS_PER_PROMPT, cfg.pool.samples // 2)
     if settings.pairs > possible:
-        raise DataError(f"data.labels.pairs={settings.pairs}: {len(train)} prompts x {cfg.pool.samples} answers give at "
-                        f"most {possible} disjoint pairs; lower it, or raise data.pool.samples (up to 8)")
+        raise DataError(
+            f"data.labels.pairs={settings.pairs}: {len(train)} prompts x {cfg.pool.samples} answers give "
+            f"at most {possible} disjoint pairs; lower it, or raise data.pool.samples (up to 8)"
+        )
     try:
         scale = fit_scale(list(train.values()))
     except RewardError as error:
@@ -195,8 +205,9 @@ def build(cfg: Any, pool: Pool) -> Data:
     if len(labelled.pairs) < settings.pairs:
         notes.append(f"data.labels.pairs={settings.pairs}: the pool's finished answers give only {len(labelled.pairs)}")
     by_id = {prompt.id: prompt for prompt in pool_prompts()}
-    train_pairs = tuple(PreferencePair(by_id[pair.prompt_id], pair.chosen.text, pair.rejected.text)
-                        for pair in labelled.pairs)
+    train_pairs = tuple(
+        PreferencePair(by_id[pair.prompt_id], pair.chosen.text, pair.rejected.text) for pair in labelled.pairs
+    )
     return Data(
         name=cfg.name,
         train_prompts=prompts("train"),
@@ -215,8 +226,10 @@ def _check_settings(cfg: Any, pool: Pool) -> None:
     for key in ("samples", "temperature", "max_new_tokens"):
         asked, made = getattr(cfg.pool, key), getattr(pool.header, key)
         if asked != made:
-            raise DataError(f"data.pool.{key}={asked}: the pool was made with {made}; set data.pool.{key}={made}, or "
-                            "data.pool.path=null to sample another")
+            raise DataError(
+                f"data.pool.{key}={asked}: the pool was made with {made}; set data.pool.{key}={made}, or "
+                "data.pool.path=null to sample another"
+            )
     _check_rows("the pool", pool)
 
 
@@ -243,5 +256,8 @@ def _truncation_note(split: str, groups: Mapping[str, Sequence[Answer]]) -> str:
 
 
 def _gate_notes(groups: Sequence[Sequence[Answer]], scale: GoldScale) -> list[str]:
-    return [f"gate {gate.name} FAILED: {gate.value:.3f}, must be {gate.threshold}"
-            for gate in pool_gates(groups, scale) if not gate.passed]
+    return [
+        f"gate {gate.name} FAILED: {gate.value:.3f}, must be {gate.threshold}"
+        for gate in pool_gates(groups, scale)
+        if not gate.passed
+    ]

@@ -56,8 +56,10 @@ def _sums(cfg: Any, seed: int) -> tuple[list[Prompt], list[Prompt], list[str]]:
     classes = {_topic(problem) for problem in heldout}
     rest = [problem for problem in ranked if _topic(problem) not in classes]
     if len(heldout) < cfg.heldout or not rest:
-        raise DataError(f"data.heldout={cfg.heldout}: {cfg.terms} terms from {cfg.low} to {cfg.high} give too few "
-                        "problems to hold out so many and train on others; lower it, raise data.high or data.terms")
+        raise DataError(
+            f"data.heldout={cfg.heldout}: {cfg.terms} terms from {cfg.low} to {cfg.high} give too few "
+            "problems to hold out so many and train on others; lower it, raise data.high or data.terms"
+        )
     drawn = sorted(random.Random(f"{seed}/train").sample(range(len(rest)), min(cfg.train, len(rest))))
     return [_sum_prompt(problem) for problem in heldout], [_sum_prompt(rest[i]) for i in drawn], []
 
@@ -108,7 +110,8 @@ def _pair(prompt: Prompt) -> PreferencePair:
     """The right answer against a wrong one; how wrong depends on the problem alone."""
     answer, sentence = int(prompt.info["answer"]), prompt.info["sentence"]
     off = WRONG_BY[int(text_hash(prompt.id), 16) % len(WRONG_BY)]
-    return PreferencePair(prompt, sentence.format(answer), sentence.format(answer + off))
+    wrong = answer - off if answer + off < 0 <= answer else answer + off  # a wrong sign would give itself away
+    return PreferencePair(prompt, sentence.format(answer), sentence.format(wrong))
 
 
 # --- reasoning_gym ---
@@ -134,8 +137,10 @@ def _gym_prompts(task: str, stream: str, wanted: int) -> Iterator[Prompt]:
         question, answer = str(item["question"]).strip(), str(item["answer"]).strip()
         number = find_last_integer(answer)
         if number is None or answer.replace(",", "") != number:
-            raise DataError(f"data.task={task}: found the answer {answer[:60]!r}; only datasets whose answers are "
-                            "integers can be verified here, such as chain_sum, gcd or products")
+            raise DataError(
+                f"data.task={task}: found the answer {answer[:60]!r}; only datasets whose answers are "
+                "integers can be verified here, such as chain_sum, gcd or products"
+            )
         topic = f"{task}/{text_hash(' '.join(question.split()))[:16]}"
         if topic not in seen:
             seen.add(topic)

@@ -44,8 +44,10 @@ def load(cfg: Any, tokenizer: Any | None) -> Data:
     if unread:
         notes.append(f"fields that are not read: {', '.join(sorted(unread))}")
     if not kept:
-        raise DataError(f"data.path={path}: all {len(examples)} lines are longer than the limits; raise "
-                        f"data.max_prompt_tokens or data.max_completion_tokens ({'; '.join(notes)})")
+        raise DataError(
+            f"data.path={path}: all {len(examples)} lines are longer than the limits; raise "
+            f"data.max_prompt_tokens or data.max_completion_tokens ({'; '.join(notes)})"
+        )
     heldout = _heldout(path, kept, cfg.heldout)
     train = [example for example in kept if example.prompt.id not in heldout]
     held = [example for example in kept if example.prompt.id in heldout]

@@ -102,7 +102,7 @@ def _hint(text: str) -> str:
     if text[0] == "[":
         return "one JSON object per line (jq -c '.[]' unpacks an array)"
     if text[0] != "{":
-        return "one JSON object per line, such as {\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}"
+        return 'one JSON object per line, such as {"prompt": ..., "chosen": ..., "rejected": ...}'
     if text[-1] != "}":
         return "the whole object on one line (jq -c . puts it there)"
     return "a JSON object: double quotes, no trailing commas"

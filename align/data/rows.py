@@ -1,8 +1,8 @@
 """One line of a .jsonl file as an example: which of three formats it is, and whether its fields are what they must be.
 
-    preference      prompt, chosen, rejected     strings or chat turns; the prompt may also be what both begin with
-    demonstration   prompt, response
-    question        question, answer             the answer ends with `#### NUMBER`, as in GSM8K
+preference      prompt, chosen, rejected     strings or chat turns; the prompt may also be what both begin with
+demonstration   prompt, response
+question        question, answer             the answer ends with `#### NUMBER`, as in GSM8K
 """
 
 from __future__ import annotations
@@ -54,11 +54,14 @@ def parse(place: Place, row: Mapping[str, Any], name: str) -> Row:
 
 
 def _preference(place: Place, row: Mapping[str, Any]) -> Row:
-    replies = {field: _chat(place, field, _get(place, row, field)) for field in ("chosen", "rejected")}
+    replies = {field: _answered(place, row, field) for field in ("chosen", "rejected")}
     kinds = {field: type(row[field]).__name__ for field in replies}
     if len(set(kinds.values())) > 1:
-        raise place.error("rejected", f"{show(row['rejected'])} beside a chosen of another kind",
-                          "chosen and rejected both strings or both chat turns")
+        raise place.error(
+            "rejected",
+            f"{show(row['rejected'])} beside a chosen of another kind",
+            "chosen and rejected both strings or both chat turns",
+        )
     if "prompt" in row:
         messages = _prompt(place, row)
     else:
@@ -69,14 +72,14 @@ def _preference(place: Place, row: Mapping[str, Any]) -> Row:
             found = f"a {messages[-1]['role']} turn before the last"
             raise place.error("chosen", found, "a user turn that is answered")
     chosen, rejected = (_reply(place, field, turns, messages) for field, turns in replies.items())
-    if chosen.strip() == rejected.strip():
+    if chosen == rejected:
         raise place.error("rejected", "the same text as chosen", "two different answers")
     return Row(place, "preference", messages, (chosen, rejected))
 
 
 def _demonstration(place: Place, row: Mapping[str, Any]) -> Row:
     messages = _prompt(place, row)
-    turns = _chat(place, "response", _get(place, row, "response"))
+    turns = _answered(place, row, "response")
     return Row(place, "demonstration", messages, (_reply(place, "response", turns, messages),))
 
 
@@ -106,13 +109,22 @@ def _prompt(place: Place, row: Mapping[str, Any]) -> tuple[Turn, ...]:
     return turns
 
 
-def _reply(place: Place, field: str, turns: tuple[Turn, ...], messages: tuple[Turn, ...]) -> str:
-    """The answer: the only assistant turn, or the last one after the very turns of the prompt."""
+def _answered(place: Place, row: Mapping[str, Any], field: str) -> tuple[Turn, ...]:
+    """Turns that end with the assistant's."""
+    turns = _chat(place, field, _get(place, row, field))
     if turns[-1]["role"] != "assistant":
         raise place.error(field, f"a last turn of role {turns[-1]['role']!r}", "a last turn of role 'assistant'")
+    return turns
+
+
+def _reply(place: Place, field: str, turns: tuple[Turn, ...], messages: tuple[Turn, ...]) -> str:
+    """The answer: the only assistant turn, or the last one after the very turns of the prompt."""
     if len(turns) > 1 and turns[:-1] != messages:
-        raise place.error(field, f"{len(turns)} turns whose beginning is not the prompt",
-                          "one assistant turn, or the prompt's turns and then one; chosen and rejected alike")
+        raise place.error(
+            field,
+            f"{len(turns)} turns whose beginning is not the prompt",
+            "one assistant turn, or the prompt's turns and then one; chosen and rejected alike",
+        )
     return turns[-1]["content"]
 
 
@@ -126,8 +138,11 @@ def _chat(place: Place, field: str, value: Any) -> tuple[Turn, ...]:
     previous = "system"
     for i, turn in enumerate(turns):
         if (turn["role"] == "system" and i > 0) or (turn["role"] == previous and i > 0):
-            raise place.error(f"{field}[{i}].role", f"{turn['role']!r} after {previous!r}",
-                              "a system turn at most at the start, then user and assistant by turns")
+            raise place.error(
+                f"{field}[{i}].role",
+                f"{turn['role']!r} after {previous!r}",
+                "a system turn at most at the start, then user and assistant by turns",
+            )
         previous = turn["role"]
     return turns
 
@@ -146,8 +161,11 @@ def _transcript(place: Place, field: str, text: str) -> tuple[Turn, ...]:
         return ({"role": "assistant", "content": text},)
     parts = re.split(r"\n\n(Human|Assistant):", text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
-    return _chat(place, field, [{"role": roles[who], "content": said.strip()}
-                                for who, said in zip(parts[::2], parts[1::2], strict=True)])
+    return _chat(
+        place,
+        field,
+        [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)],
+    )
 
 
 def _get(place: Place, row: Mapping[str, Any], field: str) -> Any:

@@ -35,8 +35,10 @@ def _encode_piecewise(tokenizer: Any, messages: Sequence[dict[str, str]]) -> lis
     for message, mark in zip(messages, marks, strict=True):
         before, found, rest = rest.partition(mark)
         if not found:
-            raise DataError("the chat template rewrites its turns, so special tokens in a prompt cannot be kept as "
-                            f"text: remove them from {message['content'][:80]!r}")
+            raise DataError(
+                "the chat template rewrites its turns, so special tokens in a prompt cannot be kept as "
+                f"text: remove them from {message['content'][:80]!r}"
+            )
         ids += tokenizer(before, add_special_tokens=False)["input_ids"]
         ids += _plain(tokenizer, message["content"])
     return ids + list(tokenizer(rest, add_special_tokens=False)["input_ids"])
@@ -49,8 +51,10 @@ def encode_completion(tokenizer: Any, text: str) -> list[int]:
         raise DataError("the tokenizer has no EOS token, so no completion can end")
     body = _plain(tokenizer, text)
     if eos in body:
-        raise DataError(f"the tokenizer turns {tokenizer.eos_token!r} inside a completion into EOS; remove it from the "
-                        f"text {text[:80]!r}")
+        raise DataError(
+            f"the tokenizer turns {tokenizer.eos_token!r} inside a completion into EOS; remove it from the "
+            f"text {text[:80]!r}"
+        )
     return [*body, eos]
 
 

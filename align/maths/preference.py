@@ -173,9 +173,7 @@ def accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
 def _log_odds(mean_logprob: Tensor) -> Tensor:
     """log(P / (1 - P)) from log P < 0 [B] -> [B], without cancellation at either end."""
     near_one = mean_logprob > -math.log(2)
-    log_rest = torch.where(
-        near_one, torch.log(-torch.expm1(mean_logprob)), torch.log1p(-torch.exp(mean_logprob))
-    )
+    log_rest = torch.where(near_one, torch.log(-torch.expm1(mean_logprob)), torch.log1p(-torch.exp(mean_logprob)))
     return mean_logprob - log_rest
 
 

@@ -1,4 +1,4 @@
-"""Arms of a comparison: runs whose configs differ only in the seed belong together, and an arm is called what sets it apart."""
+"""Arms of a comparison: runs whose configs differ only in the seed; an arm is called what sets it apart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class SeedRun:
     record: runs.RunRecord
     seed: Any
     probes: Mapping[int, Mapping[str, Any]]  # step -> probe row
-    samples: Mapping[int, Mapping[tuple[str, int], Mapping[str, Any]]]  # step 0 and the last: (prompt id, sample) -> row
+    # step -> (prompt id, sample) -> row, of step 0 and the last one only
+    samples: Mapping[int, Mapping[tuple[str, int], Mapping[str, Any]]]
 
     @property
     def last(self) -> int | None:
@@ -152,7 +153,7 @@ def _load(path: Path) -> SeedRun:
     probes = {}
     for row in record.phase("probe"):
         if not isinstance(row.get("step"), int):
-            raise runs.RunError(f"{path / 'metrics.jsonl'}: a probe row has step={row.get('step')!r}, expected a number")
+            raise runs.RunError(f"{path / 'metrics.jsonl'}: probe row with step={row.get('step')!r}, expected a number")
         probes[row["step"]] = row
     samples: dict[int, dict[tuple[str, int], Mapping[str, Any]]] = {}
     for row in record.samples:

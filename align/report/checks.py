@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from align.report.arms import Arm, SeedRun
-from align.report.text import config_value, listing
+from align.report.arms import Arm, SeedRun, differing, flatten
+from align.report.text import config_value, listing, visible
 from align.runs import VOLATILE
 
 KEYS_SHOWN = 4
+Members = list[tuple[Arm, SeedRun]]
 
 
 def warnings(arms: Sequence[Arm], left_out: Sequence[SeedRun]) -> list[str]:
@@ -19,104 +19,125 @@ def warnings(arms: Sequence[Arm], left_out: Sequence[SeedRun]) -> list[str]:
 
 
 def unequal_starts(arms: Sequence[Arm]) -> list[str]:
-    """Runs whose start weights or data are not the same ones."""
+    """Arms whose start weights or data are not the same; seed by seed where they depend on the seed."""
     found = []
     for key, what in (("start_fingerprint", "start weights"), ("data_fingerprint", "data")):
-        holders = _holders(arms, lambda run, key=key: run.record.meta.get(key))
-        if len(holders) > 1:
-            found.append(
-                f"The runs do not have the same {what} ({_who_has_what(holders)}): "
-                "differences between them are not the effect of what the arms are named after."
-            )
+        for members in _comparable(arms, key):
+            holders = _holders(members, lambda run, key=key: run.record.meta.get(key))
+            if len(holders) > 1:
+                found.append(
+                    f"The runs do not have the same {what}: {_who_has_what(holders)}. "
+                    "Differences between them are not the effect of what the arms are named after."
+                )
+                break
     return found
 
 
+def _comparable(arms: Sequence[Arm], key: str) -> list[Members]:
+    """Who should agree on a fingerprint: all runs, or all runs of one seed when it varies within an arm."""
+    members = _members(arms)
+    if all(len({run.record.meta.get(key) for run in arm.seeds}) == 1 for arm in arms):
+        return [members]
+    return list(_holders(members, lambda run: run.seed).values())
+
+
 def unequal_step_zero(arms: Sequence[Arm]) -> list[str]:
-    """Runs that share start, data and probe, and yet measured something else before the first update."""
-    same_start: dict[str, list[tuple[Arm, SeedRun]]] = {}
-    for arm in arms:
-        for run in arm.seeds:
-            start, data = (run.record.meta.get(f"{what}_fingerprint") for what in ("start", "data"))
-            if start is not None and data is not None and 0 in run.probes:
-                same_start.setdefault(json.dumps([start, data, _group(run, "probe")], default=str), []).append((arm, run))
+    """Runs of one seed that share start, data and ruler, and yet measured something else before the first update.
+
+    The probe draws its random numbers from the run's seed, so runs of different seeds may differ.
+    """
     found = []
-    for members in same_start.values():
+    probed = [(arm, run) for arm, run in _members(arms) if 0 in run.probes and _fingerprints(run)]
+    for members in _holders(probed, lambda run: [_fingerprints(run), _ruler(run), run.seed]).values():
         differ = {key: values for key in _probe_keys(members) if len(values := _values_at_zero(members, key)) > 1}
         if differ:
             key, values = next(iter(differ.items()))
             others = [other for other in differ if other != key]
             also = f" {_few(others)} also differ{'s' if len(others) == 1 else ''}." if others else ""
             found.append(
-                "The runs share start, data and probe but are not equal at step 0: "
+                "The arms share start, data and probe but are not equal at step 0: "
                 f"{key} is {_who_has_what(values)}.{also} Something changed before the first update."
             )
-    return found
+    more = f" {len(found) - 1} more seed{'s are' if len(found) > 2 else ' is'} unequal too." if len(found) > 1 else ""
+    return [f"{found[0]}{more}"] if found else []
+
+
+def _fingerprints(run: SeedRun) -> list[Any] | None:
+    found = [run.record.meta.get("start_fingerprint"), run.record.meta.get("data_fingerprint")]
+    return None if None in found else found
+
+
+def _ruler(run: SeedRun) -> dict[str, Any]:
+    """What the probe's numbers depend on beside the policy. It always samples at temperature 1."""
+    flat = flatten({"probe": run.record.config.get("probe"), "sampling": run.record.config.get("sampling")})
+    return {key: value for key, value in flat.items() if key not in ("probe.every", "sampling.temperature")}
 
 
 def _unequal_rulers(arms: Sequence[Arm]) -> list[str]:
     found = []
-    for group, consequence in (
-        ("probe", "they were measured on other prompts or with another number of samples"),
-        ("reward", "the proxy reward is not the same quantity in all arms, and only the other columns compare"),
-    ):
-        if len(_holders(arms, lambda run, group=group: _group(run, group))) > 1:
-            found.append(f"The {group} config differs between the runs: {consequence}.")
+    if len(_holders(_members(arms), _ruler)) > 1:
+        keys = differing([_ruler(run) for _, run in _members(arms)])
+        found.append(f"The runs were not measured in the same way: {_few(keys)} differ{'s' if len(keys) == 1 else ''}.")
+    rewarded = [(arm, run) for arm, run in _members(arms) if arm.logs("reward/proxy")]
+    if len(_holders(rewarded, lambda run: run.record.config.get("reward"))) > 1:
+        found.append("The reward config differs between the arms: their proxy rewards are not the same quantity.")
     return found
 
 
 def _unfinished(arms: Sequence[Arm], left_out: Sequence[SeedRun]) -> list[str]:
     found = []
     for arm in arms:
-        alike: dict[str, list[tuple[Arm, SeedRun]]] = {}
+        alike: dict[str, Members] = {}
         for run in arm.seeds:
             if run.last is None:
                 alike.setdefault(f"{run.record.state}, no probe yet: enters no number", []).append((arm, run))
             elif run.last != arm.end:
-                what = f"{run.record.state}, last probe at step {run.last}: does not enter the numbers at step {arm.end}"
+                what = f"{run.record.state}, last probe at step {run.last}: not in the numbers at step {arm.end}"
                 alike.setdefault(what, []).append((arm, run))
             elif run.record.state != "finished":
                 alike.setdefault(f"{run.record.state}, last probe at step {run.last}", []).append((arm, run))
         found += [f"{_names(members)}: {what}." for what, members in alike.items()]
     for run in left_out:
-        found.append(f"{run.record.path} is left out: another run has the same config and seed and got as far or further.")
+        path = visible(str(run.record.path))
+        found.append(f"{path} is left out: another run has the same config and seed and got as far or further.")
     return found
 
 
-def _probe_keys(members: Iterable[tuple[Arm, SeedRun]]) -> list[str]:
+def _probe_keys(members: Members) -> list[str]:
     keys = dict.fromkeys(key for _, run in members for key in run.probes[0])
     return [key for key in keys if "/" in key and not key.startswith(VOLATILE)]  # without "/": counters
 
 
-def _values_at_zero(members: Sequence[tuple[Arm, SeedRun]], key: str) -> dict[str, list[tuple[Arm, SeedRun]]]:
+def _values_at_zero(members: Members, key: str) -> dict[str, Members]:
     """Value -> who logged it at step 0; compared exactly, for the same weights must give the same numbers.
 
     Runs of another reward than the first run's are set aside for the keys that are made of that reward.
     """
     of_reward = key.startswith("reward/") and key != "reward/gold"
-    values: dict[str, list[tuple[Arm, SeedRun]]] = {}
+    first = next(run.record.config.get("reward") for _, run in members if key in run.probes[0])
+    logged = [(arm, run) for arm, run in members if key in run.probes[0]]
+    if of_reward:
+        logged = [(arm, run) for arm, run in logged if run.record.config.get("reward") == first]
+    return _holders(logged, lambda run: run.probes[0][key])
+
+
+def _members(arms: Sequence[Arm]) -> Members:
+    return [(arm, run) for arm in arms for run in arm.seeds]
+
+
+def _holders(members: Members, of: Callable[[SeedRun], Any]) -> dict[str, Members]:
+    """What each run has -> the runs that have it, in order of appearance."""
+    holders: dict[str, Members] = {}
     for arm, run in members:
-        if key in run.probes[0] and not (of_reward and _group(run, "reward") != _group(members[0][1], "reward")):
-            values.setdefault(config_value(run.probes[0][key]), []).append((arm, run))
-    return values
-
-
-def _group(run: SeedRun, name: str) -> str:
-    return json.dumps(run.record.config.get(name), sort_keys=True, default=str)
-
-
-def _holders(arms: Sequence[Arm], of: Any) -> dict[str, list[tuple[Arm, SeedRun]]]:
-    holders: dict[str, list[tuple[Arm, SeedRun]]] = {}
-    for arm in arms:
-        for run in arm.seeds:
-            holders.setdefault(config_value(of(run)), []).append((arm, run))
+        holders.setdefault(config_value(of(run)), []).append((arm, run))
     return holders
 
 
-def _who_has_what(holders: dict[str, list[tuple[Arm, SeedRun]]]) -> str:
+def _who_has_what(holders: dict[str, Members]) -> str:
     return "; ".join(f"{value[:24]} in {_names(members)}" for value, members in holders.items())
 
 
-def _names(members: Sequence[tuple[Arm, SeedRun]]) -> str:
+def _names(members: Members) -> str:
     """ "grpo and dpo seed 1": an arm's name alone where all of its seeds are meant."""
     names = []
     for arm in {id(arm): arm for arm, _ in members}.values():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from align.report.arms import Arm, SeedRun
 from align.report.stats import Estimate, t_interval
 from align.report.tables import GOLD, LENGTH, PROXY, Metric
-from align.report.text import config_value, number
+from align.report.text import number, one_line
 
 STEP = Metric("step", "optimizer step", decimals=0)
 
@@ -24,7 +23,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One arm: the mean over its seeds at each probed step, and the seeds one by one where there are several."""
+    """One arm: the mean at each probed step over the seeds that reached its end, and every seed's own line."""
 
     label: str
     style: int  # the arm's number: its colour and marker in every figure
@@ -44,9 +43,14 @@ class Figure:
     @property
     def path(self) -> bool:
         """A path through the plane (reward against KL), as opposed to a function of the step."""
-        return not self.x_label.startswith(STEP.title)
+        return self.x_label != STEP.title
+
+    @property
+    def crowded(self) -> bool:
+        return len(self.curves) > CROWDED
 
 
+CROWDED = 6  # with more arms, intervals and single seeds hide more than they show
 NAMES = ("frontier-proxy", "frontier-gold", "proxy-step", "gold-step", "length-step", "kl-step")
 
 
@@ -55,31 +59,42 @@ def figures(arms: Sequence[Arm], kl: Metric) -> list[Figure]:
     rewards = ((PROXY, "proxy", _proxy_label(arms)), (GOLD, "gold", GOLD.title))
     drawn = [_frontier(arms, kl, metric, name, label) for metric, name, label in rewards]
     drawn += [_against_step(arms, metric, f"{name}-step", label) for metric, name, label in rewards]
-    drawn.append(_against_step(arms, LENGTH, "length-step", "completion length (tokens)"))
-    drawn.append(_against_step(arms, kl, "kl-step", f"{kl.title} ({kl.unit})"))
+    drawn.append(_against_step(arms, LENGTH, "length-step", _axis(LENGTH)))
+    drawn.append(_against_step(arms, kl, "kl-step", _axis(kl)))
     return [figure for figure in drawn if any(curve.points for curve in figure.curves)]
+
+
+def how_to_read(arms: Sequence[Arm]) -> str:
+    """What the lines, bands and bars of all figures are."""
+    if all(len(arm.seeds) == 1 for arm in arms):
+        return "Each line is one run."
+    if len(arms) > CROWDED:
+        return "Lines are means over seeds; intervals are left out among so many arms and stand in the summary."
+    whose = " that reached the last step" if any(len(arm.at_end) < len(arm.seeds) for arm in arms) else ""
+    return (
+        f"Lines are means over seeds{whose}, thin lines single seeds; bands, and bars at the end of a reward-KL path, "
+        "are 95% t-intervals over seeds, cut at the frame."
+    )
 
 
 def _frontier(arms: Sequence[Arm], kl: Metric, reward: Metric, name: str, label: str) -> Figure:
     title = f"{reward.title.capitalize()} against KL"
     caption = (
-        f"What each arm gained in {reward.title} for how far it moved from the reference: one point per probed step, "
-        f"joined in step order from step 0 (ring){_spread(arms, 'bars at the last point')}."
+        f"The {reward.title} of each arm for how far it has moved from the reference: one point per probed step, "
+        "joined in step order from step 0 (ring)."
     )
-    curves = _curves(arms, kl, reward)
-    return Figure(f"frontier-{name}", title, caption, f"{kl.title} ({kl.unit})", label, curves)
+    return Figure(f"frontier-{name}", title, caption, _axis(kl), label, _curves(arms, kl, reward))
 
 
 def _against_step(arms: Sequence[Arm], metric: Metric, name: str, label: str) -> Figure:
-    what = {LENGTH.key: "Completion length"}.get(metric.key, metric.title[0].upper() + metric.title[1:])
-    caption = f"{what} on the held-out probe prompts over training{_spread(arms, 'bands')}."
-    return Figure(name, f"{what.split(',')[0]} during training", caption, STEP.title, label, _curves(arms, STEP, metric))
+    what = metric.title.split(",")[0]
+    what = what[0].upper() + what[1:]
+    caption = f"{what} on the held-out probe prompts at each probed step."
+    return Figure(name, f"{what} during training", caption, STEP.title, label, _curves(arms, STEP, metric))
 
 
-def _spread(arms: Sequence[Arm], drawn_as: str) -> str:
-    if not any(len(arm.seeds) > 1 for arm in arms):
-        return ""
-    return f"; lines are means over seeds, thin lines single seeds, {drawn_as} 95% t-intervals over seeds"
+def _axis(metric: Metric) -> str:
+    return f"{metric.title} ({metric.unit})"
 
 
 def _curves(arms: Sequence[Arm], x: Metric, y: Metric) -> tuple[Curve, ...]:
@@ -95,7 +110,7 @@ def _curves(arms: Sequence[Arm], x: Metric, y: Metric) -> tuple[Curve, ...]:
 
 
 def _point(arm: Arm, step: int, x: Metric, y: Metric) -> Point | None:
-    pairs = [pair for run in arm.seeds if (pair := _pair(run, step, x, y))]
+    pairs = [pair for run in arm.at_end if (pair := _pair(run, step, x, y))]
     if not pairs:
         return None
     across, up = t_interval([pair[0] for pair in pairs]), t_interval([pair[1] for pair in pairs])
@@ -123,12 +138,9 @@ def _seed_line(run: SeedRun, x: Metric, y: Metric) -> tuple[tuple[float, float],
 
 
 def _proxy_label(arms: Sequence[Arm]) -> str:
-    """ "proxy reward: learned − 0.01 length", from the weighted terms of the config."""
-    formulas = list(dict.fromkeys(_formula(arm) for arm in arms))
-    return f"{PROXY.title}: {formulas[0] if len(formulas) == 1 else 'differs between arms'}" if any(formulas) else PROXY.title
-
-
-def _formula(arm: Arm) -> str:
-    prefix = "reward.terms."
-    terms: list[tuple[str, Any]] = [(k.removeprefix(prefix), v) for k, v in arm.config.items() if k.startswith(prefix)]
-    return " + ".join(name if weight == 1 else f"{config_value(weight)} × {name}" for name, weight in terms)
+    """ "proxy reward: learned - 0.01*length": the config's formula, where all that log the reward share it."""
+    formulas = {arm.config.get("reward.formula") for arm in arms if arm.logs(PROXY.key)}
+    if len(formulas) > 1:
+        return f"{PROXY.title} (not the same in all arms)"
+    formula = next(iter(formulas), None)
+    return f"{PROXY.title}: {one_line(formula)}" if isinstance(formula, str) else PROXY.title

@@ -1,4 +1,4 @@
-"""Figures as matplotlib draws them: the same drawing as SVG and PNG files and, re-coloured for the theme, in the page."""
+"""Figures as matplotlib draws them: one drawing for SVG file, PNG file and, in its theme's colours, the page."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ INK, RULE, PAPER = "#1b1c1e", "#e4e3df", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 MARKERS, GLYPHS = "os^DvP*", "●■▲◆▼✚★"
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
-CROWDED = 6  # with more arms, bands and single seeds hide more than they show
-LEGEND_CHARS = 58  # of a legend row, at its font size
+LEGEND_CHARS = 84  # of a legend row, at its font size; a handle takes nine
 STYLE = {
     "svg.fonttype": "none",  # text stays text: selectable, and in the page's own font
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on every machine
@@ -71,28 +70,26 @@ def save(figure: Figure, out: Path) -> str:
 
 def _draw(figure: Figure) -> Canvas:
     """Axes of one size whatever the number of arms; the legend is stacked below them."""
-    columns = max(1, LEGEND_CHARS // (max(len(_short(curve.label)) for curve in figure.curves) + 6))
+    columns = max(1, LEGEND_CHARS // (max(len(_short(curve.label)) for curve in figure.curves) + 9))
     rows = -(-(len(figure.curves) + figure.path) // columns)
     canvas = Canvas(figsize=(5.2, 3.3 + 0.17 * rows), layout="constrained")
     axes = canvas.subplots()
-    crowded = len(figure.curves) > CROWDED
     for curve in figure.curves:
         _draw_mean(axes, curve)
-        if not crowded:
+        if not figure.crowded:
             _draw_seeds(axes, curve)
-    _widen_when_flat(axes)
+    axes.margins(0.06)
     limits = axes.get_xlim(), axes.get_ylim()
-    if not crowded:
+    if not figure.crowded:
         for curve in figure.curves:
             _draw_interval(axes, curve, figure.path)
     if figure.path:
         _draw_starts(axes, figure)
     # Intervals of two seeds are wide: they are cut at the frame rather than allowed to flatten every line.
-    axes.set(xlim=limits[0], ylim=limits[1], xlabel=figure.x_label)
-    axes.set_ylabel(figure.y_label, wrap=True)
+    axes.set(xlim=limits[0], ylim=limits[1], xlabel=figure.x_label, ylabel=_short(figure.y_label))
     axes.set_title(figure.title, loc="left", fontsize=9, fontweight="bold", pad=8)
     if not figure.path:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
     canvas.legend(loc="outside lower left", ncols=columns, handlelength=2.4, columnspacing=1.4, borderaxespad=0.2)
     return canvas
 
@@ -109,7 +106,8 @@ def _draw_mean(axes: Axes, curve: Curve) -> None:
 
 def _draw_seeds(axes: Axes, curve: Curve) -> None:
     for line in curve.seeds:
-        axes.plot(*zip(*line, strict=True), color=colour(curve.style), linewidth=0.7, alpha=0.4, zorder=2) if line else None
+        xs, ys = [x for x, _ in line], [y for _, y in line]
+        axes.plot(xs, ys, color=colour(curve.style), linewidth=0.7, alpha=0.4, zorder=2)
 
 
 def _draw_interval(axes: Axes, curve: Curve, path: bool) -> None:
@@ -129,17 +127,9 @@ def _draw_interval(axes: Axes, curve: Curve, path: bool) -> None:
 def _draw_starts(axes: Axes, figure: Figure) -> None:
     starts = {(c.points[0].x.mean, c.points[0].y.mean) for c in figure.curves if c.points and c.points[0].step == 0}
     if starts:
-        ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 0.9}
-        axes.plot(*zip(*sorted(starts), strict=True), **ring, linestyle="none", label="step 0", zorder=5, clip_on=False)
-
-
-def _widen_when_flat(axes: Axes) -> None:
-    """Six per cent of room around the points; a lone value stands in the middle of an axis of width 1."""
-    axes.margins(0.06)
-    for get, put in ((axes.get_xlim, axes.set_xlim), (axes.get_ylim, axes.set_ylim)):
-        low, high = get()
-        if high - low < 1e-6 * max(1.0, abs(high)) * 1.2 or not axes.has_data():
-            put((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
+        xs, ys = zip(*sorted(starts), strict=True)
+        look = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
+        axes.plot(xs, ys, **look, markeredgewidth=0.9, label="step 0", zorder=5, clip_on=False)
 
 
 def _short(label: str) -> str:
@@ -156,7 +146,7 @@ def _with_hover(svg: str, figure: Figure) -> str:
         head, found, tail = svg.partition(f'<g id="{_points_id(curve)}">')
         body, end, rest = tail.partition("</g>\n   </g>")
         titles: Iterator[str] = (html.escape(point.hover) for point in curve.points)
-        body, marked = re.subn(r"<use ([^>]*)/>", lambda m, t=titles: f"<use {m[1]}><title>{next(t)}</title></use>", body)
+        body, marked = re.subn(r"(<use [^>]*)/>", lambda m, t=titles: f"{m[1]}><title>{next(t)}</title></use>", body)
         assert marked == len(curve.points), f"{figure.name}: {marked} markers for {len(curve.points)} points"
         svg = head + found + body + end + rest
     return svg

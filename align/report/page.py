@@ -14,10 +14,10 @@ from markupsafe import Markup
 
 from align.report import figures
 from align.report.arms import Arm, SeedRun, differing
-from align.report.curves import Figure
+from align.report.curves import Figure, how_to_read
 from align.report.samples import browser
-from align.report.stats import Estimate
-from align.report.tables import CHANGES, TRUNCATED, WIN, Metric, Summary
+from align.report.stats import mean
+from align.report.tables import CHANGES, ENDS, Metric, Summary
 from align.report.text import MISSING, config_value, duration, listing, number, visible
 
 HERE = Path(__file__).parent
@@ -25,9 +25,10 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: what it says, and in a second quieter line how sure that is."""
+    """A table cell: what it says, below it by how much that changed, and quietly how sure either is."""
 
     text: str
+    change: str = ""
     note: str = ""
     strong: bool = False
 
@@ -65,6 +66,7 @@ def render(comparison: Comparison) -> str:
         cells=[_cells(summary, comparison) for summary in comparison.summaries],
         intervals=_intervals(comparison.summaries),
         figures=[(figure, Markup(svg)) for figure, svg in comparison.figures],
+        how_to_read=how_to_read(arms),
         differences=_differences(arms),
         shared=_shared(arms),
         browser=browser(arms),
@@ -91,29 +93,24 @@ def _columns(comparison: Comparison) -> list[tuple[str, str]]:
     """(heading, unit or what stands in it) of the summary, without the metrics that no arm logs."""
     columns = [("seeds", ""), ("steps", "")]
     for metric in _shown(comparison.summaries):
-        columns += [(metric.title, metric.unit or "step 0 → end"), ("change", "95% interval")]
-    columns += [(metric.title, metric.unit) for metric in _ends(comparison)]
-    return [*columns, ("prompts", "trained on"), ("generated", "tokens"), ("time", "")]
+        columns.append((f"{metric.title}{f', {metric.unit}' if metric.unit else ''}", "step 0 → end, change"))
+    columns += [(metric.title.replace(" to the reference", ""), metric.unit) for metric in _ends(comparison)]
+    return [*columns, ("prompts", ""), ("generated", "tokens"), ("time", "")]
 
 
 def _cells(summary: Summary, comparison: Comparison) -> list[Cell]:
     cells = [Cell(summary.seeds), Cell(summary.steps)]
     for metric in _shown(comparison.summaries):
         start, end, change = (part[metric.key] for part in (summary.start, summary.end, summary.change))
-        cells.append(Cell(f"{metric.show(start and start.mean)} → {metric.show(end and end.mean)}"))
-        cells.append(_change(metric, change))
+        values = f"{metric.show(mean(start))} → {metric.show(mean(end))}" if start or end else MISSING
+        sure = (metric.interval(change), change.excludes_zero) if change else ("", False)
+        cells.append(Cell(values, metric.show(change.mean, sign=True) if change else "", *sure))
     for metric in _ends(comparison):
         end = summary.end[metric.key]
         half = end.half_width if end else None
-        cells.append(Cell(metric.show(end and end.mean), "" if half is None else f"± {metric.show(half)}"))
+        cells.append(Cell(metric.show(mean(end)), note="" if half is None else f"± {metric.show(half)}"))
     prompts, tokens, seconds = (summary.counters[name] for name in ("prompts", "gen_tokens", "seconds"))
     return [*cells, Cell(number(prompts, 0)), Cell(number(tokens, 0)), Cell(duration(seconds))]
-
-
-def _change(metric: Metric, change: Estimate | None) -> Cell:
-    if change is None:
-        return Cell(MISSING)
-    return Cell(metric.show(change.mean, sign=True), metric.interval(change), change.excludes_zero)
 
 
 def _shown(summaries: Sequence[Summary]) -> list[Metric]:
@@ -121,8 +118,9 @@ def _shown(summaries: Sequence[Summary]) -> list[Metric]:
 
 
 def _ends(comparison: Comparison) -> list[Metric]:
-    ends = (comparison.kl, TRUNCATED, WIN)
-    return [metric for metric in ends if any(summary.end[metric.key] for summary in comparison.summaries)]
+    return [
+        metric for metric in (comparison.kl, *ENDS) if any(summary.end[metric.key] for summary in comparison.summaries)
+    ]
 
 
 def _intervals(summaries: Sequence[Summary]) -> list[str]:
@@ -141,9 +139,9 @@ def _intervals(summaries: Sequence[Summary]) -> list[str]:
     }
     sentences = []
     for key, labels in over.items():
-        kind, n = key.split()
+        kind, count = key.split()
         who = "All arms" if len(labels) == len(summaries) > 1 else listing(labels)
-        sentences.append(f"{who}: {said[kind].format(n=n)}.")
+        sentences.append(f"{who}: {said[kind].format(n=count)}.")
     return sentences
 
 
@@ -181,7 +179,8 @@ def _run(run: SeedRun, label: str, style: int | None) -> dict[str, Any]:
 def _style(number: int) -> dict[str, str]:
     """How an arm looks beside its name: the figures' colour and marker."""
     colour = figures.colour(number)
-    return {"colour": "currentColor" if colour == figures.INK else colour, "glyph": figures.GLYPHS[figures.marker(number)]}
+    glyph = figures.GLYPHS[figures.marker(number)]
+    return {"colour": "currentColor" if colour == figures.INK else colour, "glyph": glyph}
 
 
 def _finalize(value: Any) -> Any:

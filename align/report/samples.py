@@ -27,7 +27,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Column:
-    """One arm's answer at its last probed step, and at step 0 unless all arms share that one."""
+    """One arm's answer at its last probed step, and at step 0 unless the row shows that once for all arms."""
 
     arm: Arm
     style: int
@@ -41,7 +41,7 @@ class Row:
     """One sample of one prompt."""
 
     sample: int
-    shared_start: Shown | None  # the step 0 completion, where it is the same in all arms
+    shared_start: Shown | None  # the step 0 completion, where all arms have the same
     columns: tuple[Column, ...]
 
 
@@ -60,7 +60,7 @@ class Browser:
 
 
 def browser(arms: Sequence[Arm]) -> Browser:
-    """First samples of all prompts before second ones, until the page is full. One seed speaks for an arm: its first."""
+    """First samples of all prompts before second ones, until the page is full. An arm's first seed speaks for it."""
     speakers = [(number, arm, run) for number, arm in enumerate(arms) if (run := _speaker(arm))]
     prompts: dict[str, str] = {}
     keys: dict[tuple[str, int], None] = {}
@@ -72,11 +72,11 @@ def browser(arms: Sequence[Arm]) -> Browser:
     entries: dict[str, list[Row]] = {}
     shown, room = 0, PAGE_CHARACTERS
     for prompt_id, sample in sorted(keys, key=lambda key: key[1]):
-        row = _row(speakers, prompt_id, sample)
-        room -= len(prompts[prompt_id]) + _characters(row)
+        answers = _row(speakers, prompt_id, sample)
+        room -= len(prompts[prompt_id]) + _characters(answers)
         if room < 0 and shown:
             break
-        entries.setdefault(prompt_id, []).append(row)
+        entries.setdefault(prompt_id, []).append(answers)
         shown += 1
     return Browser(tuple(Entry(key, prompts[key], tuple(rows)) for key, rows in entries.items()), shown, len(keys))
 
@@ -88,7 +88,7 @@ def _speaker(arm: Arm) -> SeedRun | None:
 def _row(speakers: Sequence[tuple[int, Arm, SeedRun]], prompt_id: str, sample: int) -> Row:
     starts = [_shown(run, 0, prompt_id, sample) for _, _, run in speakers]
     ends = [_shown(run, max(run.samples), prompt_id, sample) if max(run.samples) else None for _, _, run in speakers]
-    same = len(speakers) > 1 and starts[0] is not None and all(start == starts[0] for start in starts)
+    same = starts[0] is not None and all(start == starts[0] for start in starts)
     columns = (
         Column(arm, style, config_value(run.seed), end, None if same else start)
         for (style, arm, run), end, start in zip(speakers, ends, starts, strict=True)

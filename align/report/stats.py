@@ -34,18 +34,22 @@ class Estimate:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
+def mean(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.mean
+
+
 def t_interval(values: Sequence[float], over: str = "seeds") -> Estimate:
     """mean ± t(0.975, n - 1) s / sqrt(n), with s the sample standard deviation (n - 1 in its denominator)."""
-    n, mean = len(values), fmean(values)
+    n, center = len(values), fmean(values)
     if n == 1:
-        return Estimate(mean, None, None, 1, over)
+        return Estimate(center, None, None, 1, over)
     half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n, over)
+    return Estimate(center, center - half, center + half, n, over)
 
 
 def at_step(arm: Arm, step: int | None, key: str) -> Estimate | None:
-    """The arm's value at a step: mean and interval over the seeds that logged it. None where none did."""
-    values = [value for run in arm.seeds if step is not None and (value := run.value(step, key)) is not None]
+    """Mean and interval at a step, over the seeds that reached the arm's end. None where none logged the key."""
+    values = [value for run in arm.at_end if step is not None and (value := run.value(step, key)) is not None]
     return t_interval(values) if values else None
 
 
@@ -66,7 +70,7 @@ def change(arm: Arm, key: str, sample_field: str) -> Estimate | None:
 
 
 def _over_prompts(run: SeedRun, field: str) -> Estimate | None:
-    if run.last not in run.samples or 0 not in run.samples:
+    if run.last is None or not {0, run.last} <= set(run.samples):
         return None
     start, end = prompt_means(run.samples[0], field), prompt_means(run.samples[run.last], field)
     differences = [end[prompt] - start[prompt] for prompt in start if prompt in end]

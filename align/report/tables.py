@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from align.report.arms import Arm
-from align.report.stats import Estimate, at_step, change
-from align.report.text import MISSING, config_value, duration, listing, number
+from align.report.stats import Estimate, at_step, change, mean
+from align.report.text import MISSING, config_value, listing, number
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ KL_EXACT = Metric("kl/exact", "KL to the reference, exact", "nats per sequence",
 KL_K1 = Metric("kl/k1", "KL to the reference, k1", "nats per sequence", 2)
 TRUNCATED = Metric("length/truncated", "truncated", percent=True)
 WIN = Metric("win/gold", "win rate", percent=True)
+GREEDY = Metric("accuracy/greedy", "greedy accuracy", percent=True)
+RM_ACCURACY = Metric("rm/accuracy", "reward model accuracy", "held-out pairs", percent=True)
 CHANGES = (PROXY, GOLD, LENGTH)
+ENDS = (TRUNCATED, WIN, GREEDY, RM_ACCURACY)  # shown as they are at the end, after the KL
 COUNTERS = ("prompts", "gen_tokens", "seconds")
 
 
@@ -91,7 +94,7 @@ def kl_metric(arms: Sequence[Arm]) -> Metric:
 
 
 def summarise(arm: Arm, kl: Metric) -> Summary:
-    metrics = (*CHANGES, kl, TRUNCATED, WIN)
+    metrics = (*CHANGES, kl, *ENDS)
     rows = [run.probes[run.last] for run in arm.at_end if run.last is not None]
     counters = {}
     for name in COUNTERS:
@@ -100,14 +103,10 @@ def summarise(arm: Arm, kl: Metric) -> Summary:
     return Summary(
         arm,
         {metric.key: at_step(arm, 0, metric.key) for metric in metrics},
-        {metric.key: _at_end(arm, metric.key) for metric in metrics},
+        {metric.key: at_step(arm, arm.end, metric.key) for metric in metrics},
         {metric.key: change(arm, metric.key, metric.sample_field) for metric in CHANGES},
         counters,
     )
-
-
-def _at_end(arm: Arm, key: str) -> Estimate | None:
-    return at_step(arm, arm.end, key)
 
 
 def to_csv(summaries: Sequence[Summary], kl: Metric) -> str:
@@ -124,14 +123,14 @@ def _csv_row(summary: Summary, kl: Metric) -> dict[str, Any]:
     arm = summary.arm
     row: dict[str, Any] = {"arm": arm.label, "state": summary.state, "seeds": len(arm.seeds)}
     row |= {"seeds_at_end": len(arm.at_end), "step": arm.end, "steps_planned": arm.config.get("steps")}
-    for metric in (*CHANGES, kl, TRUNCATED, WIN):
+    for metric in (*CHANGES, kl, *ENDS):
         row |= _csv_cells(f"{metric.key} start", summary.start[metric.key])
         row |= _csv_cells(f"{metric.key} end", summary.end[metric.key])
         if metric in CHANGES:
             delta = summary.change[metric.key]
             row |= _csv_cells(f"{metric.key} change", delta)
             row |= {f"{metric.key} change n": delta and delta.n, f"{metric.key} change over": delta and delta.over}
-    return row | summary.counters
+    return row | dict(summary.counters)
 
 
 def _csv_cells(name: str, estimate: Estimate | None) -> dict[str, float | None]:
@@ -143,17 +142,15 @@ def terminal_table(summaries: Sequence[Summary], kl: Metric) -> Table:
     """Start -> end and the change with its interval's half-width; fits 80 columns."""
     shown = [metric for metric in CHANGES if any(summary.end[metric.key] for summary in summaries)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("arm", overflow="fold", ratio=1, min_width=8)
-    table.add_column("seeds", justify="right", max_width=5)
-    table.add_column("steps", justify="right", max_width=6)
+    table.add_column("arm", overflow="fold", min_width=12)
     table.add_column(Text(f"{kl.key}\nnats/seq"), justify="right")
     for metric in shown:
         table.add_column(Text(f"{metric.key}\nchange ±95%"), justify="right")
     for summary in summaries:
-        cells = [Text(summary.arm.label), Text(summary.seeds), Text(summary.steps)]
+        about = f"{summary.seeds} seed{'s' * (summary.seeds != '1')}, {summary.steps} steps"
+        arm = Text.assemble(summary.arm.label, "\n", (about, "dim"))
         end = summary.end[kl.key]
-        cells.append(Text(kl.show(end and end.mean)))
-        table.add_row(*cells, *(_terminal_cell(summary, metric) for metric in shown))
+        table.add_row(arm, kl.show(mean(end)), *(_terminal_cell(summary, metric) for metric in shown))
     return table
 
 
@@ -161,7 +158,9 @@ def _terminal_cell(summary: Summary, metric: Metric) -> Text:
     start, end, delta = (part[metric.key] for part in (summary.start, summary.end, summary.change))
     # Two decimals are what 80 columns have room for; the page and summary.csv carry more.
     decimals = min(metric.decimals, 2)
-    line = f"{number(start and start.mean, decimals)} → {number(end and end.mean, decimals)}"
+    if start is None and end is None:
+        return Text(MISSING)
+    line = f"{number(mean(start), decimals)} → {number(mean(end), decimals)}"
     if delta is None:
         return Text(line)
     half = f" ±{number(delta.half_width, decimals)}" if delta.half_width is not None else ""

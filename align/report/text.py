@@ -8,8 +8,9 @@ from typing import Any
 MISSING = "–"
 # Control characters become their pictures (ESC is ␛), so that no completion can steer a terminal or break an SVG file.
 # Characters that reorder text, C1 controls and lone surrogates, which UTF-8 cannot hold, become U+FFFD.
+_REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_UNSHOWABLE = (*range(0x80, 0xA0), *_REORDERING, *range(0xD800, 0xE000), 0xFFFE, 0xFFFF)
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_UNSHOWABLE = (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF)
 _VISIBLE |= dict.fromkeys(_UNSHOWABLE, 0xFFFD)
 
 
@@ -24,6 +25,8 @@ def one_line(text: str) -> str:
 
 def config_value(value: Any) -> str:
     """A config value as it is written in an override: null, true, 0.1, [1, 2], plain text."""
+    if isinstance(value, float):
+        return f"{value:.10g}"
     return one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
 
 

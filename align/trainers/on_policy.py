@@ -42,7 +42,9 @@ class OnPolicyTrainer:
         """Optimizer steps per rollout."""
         return self.algo.epochs * self.algo.minibatches
 
-    def train(self, prompts: Sequence[Prompt], log: Log, count: Callable[..., None], probe: Callable[[int], None]) -> None:
+    def train(
+        self, prompts: Sequence[Prompt], log: Log, count: Callable[..., None], probe: Callable[[int], None]
+    ) -> None:
         stream = prompt_stream(prompts, self.algo.prompts_per_step, self.experiment.seed)
         for step in range(self.experiment.steps + 1):
             probe(step)
@@ -55,7 +57,10 @@ class OnPolicyTrainer:
             targets = estimate(rollout, self.algo)
             scored = time.perf_counter()
             stats |= targets.stats | self.update(rollout, targets, step)
-            log(step + 1, stats | {"time/update": time.perf_counter() - scored, "time/step": time.perf_counter() - started})
+            log(
+                step + 1,
+                stats | {"time/update": time.perf_counter() - scored, "time/step": time.perf_counter() - started},
+            )
 
     def collect(self, prompts: Sequence[Prompt], step: int) -> tuple[Rollout, dict[str, float]]:
         """Completions of this step's prompts with their rewards and whatever logprobs the algorithm needs."""
@@ -206,4 +211,3 @@ def prompt_stream(prompts: Sequence[Prompt], per_step: int, seed: int) -> Iterat
             waiting += [prompts[i] for i in torch.randperm(len(prompts), generator=generator).tolist()]
         yield waiting[:per_step]
         waiting = waiting[per_step:]
-

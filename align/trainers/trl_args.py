@@ -10,13 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.refusals import ConfigError
+
 if TYPE_CHECKING:
     from align.schema import Experiment, Optimizer
 
 # TRL's name of each loss that its DPOTrainer serves; LD-DPO is `sigmoid` with `ld_alpha`. The losses that we supply
 # (align/trainers/trl_losses.py) run on the same trainer and never reach its own.
-DPO_LOSS_TYPES = {"dpo": "sigmoid", "ldpo": "sigmoid", "ipo": "ipo", "cdpo": "sigmoid", "rdpo": "sigmoid",
-                  "simpo": "sigmoid"}
+DPO_LOSS_TYPES = {
+    "dpo": "sigmoid",
+    "ldpo": "sigmoid",
+    "ipo": "ipo",
+    "cdpo": "sigmoid",
+    "rdpo": "sigmoid",
+    "simpo": "sigmoid",
+}
 
 
 def dpo_args(experiment: Experiment, folder: Path, processes: int = 1) -> dict[str, Any]:
@@ -137,10 +145,10 @@ def _scheduler(optimizer: Optimizer) -> str:
 
 
 def _batches(per_step: int, micro_batch: int, processes: int, key: str) -> dict[str, int]:
-    """A step is `accumulation` micro-batches on each process. Raises ValueError when that does not come out even."""
+    """A step is `accumulation` micro-batches on each process. Raises ConfigError when that does not come out even."""
     accumulation, rest = divmod(per_step, micro_batch * processes)
     if rest or not accumulation:
-        raise ValueError(
+        raise ConfigError(
             f"{key}={per_step}: must be a multiple of algo.micro_batch={micro_batch} x {processes} processes, "
             "so that every optimizer step sees the same amount"
         )

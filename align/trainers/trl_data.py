@@ -11,8 +11,10 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from align.data.errors import DataError
 from align.data.tokens import encode_completion, encode_prompt
 from align.seeds import derive
+from reward_models.base import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,8 +27,7 @@ IGNORED = -100  # the label that torch's cross-entropy skips
 
 def training_order(count: int, draws: int, seed: int) -> list[int]:
     """Which of `count` examples to train on, in order: whole epochs, each shuffled anew, cut after `draws`."""
-    if count < 1:
-        raise ValueError("there is nothing to train on: the data has no examples left for training")
+    assert count >= 1, "there is nothing to train on"
     shuffler = random.Random(derive(seed, "pairs"))
     order: list[int] = []
     while len(order) < draws:
@@ -56,6 +57,22 @@ def reward_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePa
     ]
 
 
+def pair_samples(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> list[Sample]:
+    """Every chosen answer, then every rejected one, as a reward sees them."""
+    sides = [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+    return [
+        Sample(
+            prompt=pair.prompt.text,
+            completion=answer,
+            prompt_ids=tuple(encode_prompt(tokenizer, pair.prompt)),
+            completion_ids=tuple(encode_completion(tokenizer, answer)),
+            finished=True,
+            info=pair.prompt.info,
+        )
+        for pair, answer in sides
+    ]
+
+
 def demonstration_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Demonstration]) -> list[Row]:
     """input_ids and labels: SFT's loss counts the response, not the prompt."""
     rows = []
@@ -71,6 +88,7 @@ def kto_rows(pairs: Sequence[Row], pairs_per_step: int) -> list[Row]:
 
     That answer is the same side of the step's next pair with another prompt. TRL's own rotation takes the row before,
     which after unpairing can be an answer to the very same prompt: then the reference point absorbs the reward.
+    Raises DataError for a step with a single prompt.
     """
     rows = []
     for i, pair in enumerate(pairs):
@@ -93,7 +111,7 @@ def _next_prompt(step: Sequence[Row], i: int) -> Row:
     for candidate in [*step[i + 1 :], *step[:i]]:
         if candidate["prompt_ids"] != step[i]["prompt_ids"]:
             return candidate
-    raise ValueError(
+    raise DataError(
         f"algo=kto: all {len(step)} pairs of an optimizer step have the same prompt, and its KL needs answers to "
         "another one; raise algo.pairs_per_step or give data with more prompts"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,78 +20,80 @@ import torch
 from transformers import PrinterCallback, Trainer
 from transformers.utils import logging as transformers_logging
 
+from align.refusals import ConfigError
 from align.maths import preference
 from align.trainers import trl_data
 from align.trainers.trl_losses import PREFERENCE, REFERENCE_FREE, REWARD, SFT, Kind, base_of
 from align.trainers.trl_watch import Watch, Watcher, start_loss
+from reward_models.base import evaluate
 
 if TYPE_CHECKING:
-    from align.records import Demonstration, PreferencePair, Prompt
+    from align.data import Data
     from align.schema import Experiment
 
 Log = Callable[[int, dict[str, float]], None]
 ProbeAt = Callable[[int], None]
-Score = Callable[[Sequence[tuple["Prompt", str]]], Sequence[float]]
 
 
-def train_preference(
-    experiment: Experiment, policy: Any, pairs: Sequence[PreferencePair], folder: Path, log: Log, probe: ProbeAt
-) -> None:
+def train_preference(experiment: Experiment, policy: Any, data: Data, log: Log, probe: ProbeAt) -> None:
     """Train the policy on preference pairs with the loss that `experiment.algo.loss` names.
 
     `log` gets a row per update, counted from 1; `probe` is called with 0 before the first and with n after the n-th.
     Raises RuntimeError when the first loss shows that the reference is not where training starts, FloatingPointError
-    when a loss or gradient is not finite.
+    when a loss or gradient is not finite, DataError when the pairs do not do for the loss.
     """
     algo = experiment.algo
-    order = trl_data.training_order(len(pairs), experiment.steps * algo.pairs_per_step, experiment.seed)
-    rows = _take(trl_data.pair_rows(policy.tokenizer, pairs), order)
+    rows = _laid_out(trl_data.pair_rows(policy.tokenizer, data.train_pairs), algo.pairs_per_step, experiment)
     kind = PREFERENCE[algo.loss]
     beta = None if algo.loss in REFERENCE_FREE else algo.beta
     watch = Watch(log, probe, beta, start_loss(algo))
-    _train(kind, experiment, policy, kind.layout(rows, algo.pairs_per_step), folder, watch)
+    _train(kind, experiment, policy, kind.layout(rows, algo.pairs_per_step), watch)
 
 
-def train_sft(
-    experiment: Experiment, policy: Any, examples: Sequence[Demonstration], folder: Path, log: Log, probe: ProbeAt
-) -> None:
-    """Train the policy to imitate responses; `log` and `probe` as in `train_preference`."""
-    draws = experiment.steps * experiment.algo.examples_per_step
-    order = trl_data.training_order(len(examples), draws, experiment.seed)
-    rows = _take(trl_data.demonstration_rows(policy.tokenizer, examples), order)
-    _train(SFT, experiment, policy, rows, folder, Watch(log, probe))
+def train_sft(experiment: Experiment, policy: Any, data: Data, log: Log, probe: ProbeAt) -> None:
+    """Train the policy to imitate the data's demonstrations; `log` and `probe` as in `train_preference`."""
+    rows = trl_data.demonstration_rows(policy.tokenizer, data.demonstrations)
+    rows = _laid_out(rows, experiment.algo.examples_per_step, experiment)
+    _train(SFT, experiment, policy, rows, Watch(log, probe))
 
 
-def train_reward(
-    experiment: Experiment, reward_model: Any, pairs: Sequence[PreferencePair], folder: Path, log: Log, probe: ProbeAt
-) -> None:
+def train_reward(experiment: Experiment, reward_model: Any, data: Data, log: Log, probe: ProbeAt) -> None:
     """Train a reward model on preference pairs; `log` and `probe` as in `train_preference`."""
-    order = trl_data.training_order(len(pairs), experiment.steps * experiment.algo.pairs_per_step, experiment.seed)
-    rows = _take(trl_data.reward_rows(reward_model.tokenizer, pairs), order)
-    _train(REWARD, experiment, reward_model, rows, folder, Watch(log, probe))
+    rows = trl_data.reward_rows(reward_model.tokenizer, data.train_pairs)
+    rows = _laid_out(rows, experiment.algo.pairs_per_step, experiment)
+    _train(REWARD, experiment, reward_model, rows, Watch(log, probe))
 
 
-def reward_accuracy(score: Score, pairs: Sequence[PreferencePair], gold: Score | None = None) -> dict[str, float]:
-    """How often a reward model is right about pairs, ties half: against their labels, and against noiseless gold.
+def reward_metrics(reward_model: Any, data: Data) -> dict[str, float]:
+    """How often a reward model is right about held-out pairs, by their labels and by gold; see `reward_accuracy`."""
+    samples = trl_data.pair_samples(reward_model.tokenizer, data.heldout_pairs)
+    scores = reward_model.score([sample.prompt_ids + sample.completion_ids for sample in samples]) if samples else []
+    gold = evaluate("gold", data.gold, samples) if data.gold is not None else None
+    return reward_accuracy(scores, gold)
 
-    `gold` judges the same answers; pairs on which it ties have no right answer and are left out of rm/gold_accuracy.
-    No pairs, no keys.
+
+def reward_accuracy(scores: Sequence[float], gold: Sequence[float] | None) -> dict[str, float]:
+    """Fraction of pairs that the scores order rightly, ties half. Without pairs, or without gold, no key.
+
+    rm/accuracy asks the labels. rm/gold_accuracy asks gold, on those pairs where gold has a preference.
+
+    `scores` and `gold`: of all chosen answers, then of all rejected ones
     """
-    if not pairs:
+    if not scores:
         return {}
-    answers = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
-    chosen, rejected = torch.tensor(list(score(answers)), dtype=torch.float64).chunk(2)
-    row = {"rm/accuracy": preference.accuracy(chosen, rejected).item()}
+    chosen, rejected = torch.tensor(scores, dtype=torch.float64).chunk(2)
+    row = {"rm/accuracy": float(preference.accuracy(chosen, rejected))}
     if gold is not None:
-        gold_chosen, gold_rejected = torch.tensor(list(gold(answers)), dtype=torch.float64).chunk(2)
+        gold_chosen, gold_rejected = torch.tensor(gold, dtype=torch.float64).chunk(2)
         sides = (gold_chosen - gold_rejected).sign()
-        margins = ((chosen - rejected) * sides)[sides != 0]
-        row["rm/gold_accuracy"] = preference.accuracy(margins, torch.zeros_like(margins)).item()
+        if sides.any():
+            margins = ((chosen - rejected) * sides)[sides != 0]
+            row["rm/gold_accuracy"] = float(preference.accuracy(margins, torch.zeros_like(margins)))
     return row
 
 
 def build_trainer(kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.Row], folder: Path) -> Trainer:
-    """The trainer of a run, not yet started. Raises ValueError when Accelerate would autocast."""
+    """The trainer of a run, not yet started. Raises ConfigError when Accelerate would autocast."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = kind.trainer(
         model=policy.model,
@@ -100,7 +103,7 @@ def build_trainer(kind: Kind, experiment: Experiment, policy: Any, rows: list[tr
         **kind.extra(experiment, policy),
     )
     if trainer.accelerator.mixed_precision != "no":
-        raise ValueError(
+        raise ConfigError(
             f"accelerate's mixed_precision={trainer.accelerator.mixed_precision}: set it to no, models are loaded in "
             "`dtype` and autocast would make training and probe disagree"
         )
@@ -108,17 +111,15 @@ def build_trainer(kind: Kind, experiment: Experiment, policy: Any, rows: list[tr
     return trainer
 
 
-def _train(
-    kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.Row], folder: Path, watch: Watch
-) -> None:
-    with _quiet(), _own_forward(policy):
-        trainer = build_trainer(kind, experiment, policy, rows, folder)
+def _train(kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.Row], watch: Watch) -> None:
+    with tempfile.TemporaryDirectory() as nowhere, _quiet(), _own_forward(policy):  # TRL needs a folder; it stays empty
+        trainer = build_trainer(kind, experiment, policy, rows, Path(nowhere))
         trainer.add_callback(Watcher(watch))
         trainer.train()
 
 
-def _take(rows: list[trl_data.Row], order: list[int]) -> list[trl_data.Row]:
-    return [rows[i] for i in order]
+def _laid_out(rows: list[trl_data.Row], per_step: int, experiment: Experiment) -> list[trl_data.Row]:
+    return [rows[i] for i in trl_data.training_order(len(rows), experiment.steps * per_step, experiment.seed)]
 
 
 @contextmanager

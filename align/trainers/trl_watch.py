@@ -6,8 +6,6 @@ Steps count as in the on-policy loop: row n is about the n-th update, the probe 
 from __future__ import annotations
 
 import random
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from transformers import TrainerCallback
 
 from align.maths import preference
 
-# TRL's key -> ours. What is not here is dropped (its time, memory and token counts are replaced by our own).
+# TRL's key -> ours. What is not here is dropped (its times and token counts: we have our own).
 NAMES = {
     "loss": "loss",
     "grad_norm": "optim/grad_norm",
@@ -101,7 +99,7 @@ class Watcher(TrainerCallback):
         step, row = state.global_step, translate(logs, self.watch.beta)
         if step == 1:
             self._check_start(row["loss"])
-        row |= {"time/update": time.perf_counter() - self._began, "memory/peak_gb": peak_gb()}
+        row["time/update"] = time.perf_counter() - self._began
         if state.is_world_process_zero:
             self.watch.log(step, row)
         self._probe(step)
@@ -132,11 +130,3 @@ def kept_rng() -> Iterator[None]:
         torch.set_rng_state(states[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
-
-
-def peak_gb() -> float:
-    """Most memory held so far in GB (1e9 bytes): of the accelerator when there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

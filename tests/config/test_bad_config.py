@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from align.laws import ConfigError
+from align.refusals import ConfigError
 from tests.config.test_conf import composed
 
 # overrides -> what the message must name
@@ -72,7 +72,10 @@ BAD = [
     (["algo=ldpo", "algo.ld_alpha=1.5"], ["algo.ld_alpha"]),
     # contradictions and knobs without effect
     (["algo.group_size=1"], ["algo.group_size", ">= 2"]),
-    (["algo.prompts_per_step=3", "algo.group_size=3", "algo.minibatches=2", "algo.micro_batch=1"], ["algo.minibatches"]),
+    (
+        ["algo.prompts_per_step=3", "algo.group_size=3", "algo.minibatches=2", "algo.micro_batch=1"],
+        ["algo.minibatches"],
+    ),
     (["algo.micro_batch=5"], ["algo.micro_batch", "minibatch"]),
     (["algo=dpo", "algo.pairs_per_step=6", "algo.micro_batch=4"], ["algo.pairs_per_step", "multiple"]),
     (["algo.ratio.clip_low=0.2", "algo.ratio.clip_high=0.2"], ["algo.ratio.clip_low", "never act"]),

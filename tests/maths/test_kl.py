@@ -41,12 +41,14 @@ def test_k3_is_never_negative_and_k1_can_be():
 
 
 def test_k3_keeps_its_digits_near_zero():
-    assert_close(k3(tensor([0.0]), tensor([1e-4])), tensor([5e-9]), rtol=1e-2, atol=0)  # x^2 / 2, lost by exp(x) - 1 - x
+    assert_close(
+        k3(tensor([0.0]), tensor([1e-4])), tensor([5e-9]), rtol=1e-2, atol=0
+    )  # x^2 / 2, lost by exp(x) - 1 - x
 
 
 @pytest.mark.parametrize(("estimator", "truth"), [("k1", "nothing"), ("k2", "reverse"), ("k3", "forward")])
 def test_gradient_of_an_estimator_used_as_a_loss(estimator, truth):
-    """Sampling is not differentiated: only log p inside the estimator is. E[grad k1] = 0, k2 gives KL(p||q), k3 KL(q||p)."""
+    """Sampling is not differentiated, only log p inside the estimator: k1 gives 0, k2 grad KL(p||q), k3 grad KL(q||p)."""
     theta = THETA.clone().requires_grad_(True)
     log_p = theta.log_softmax(-1)
     loss = (log_p.detach().exp() * {"k1": k1, "k2": k2, "k3": k3}[estimator](log_p, Q.log())).sum()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from align.refusals import ConfigError
 from align.trainers import trl_args
 from tests.trainers import tiny
 
@@ -90,7 +91,7 @@ def test_a_pair_is_two_examples_to_kto():
 
 @pytest.mark.parametrize("processes", [3, 8])
 def test_a_step_that_does_not_divide_over_the_processes_is_refused_with_key_value_and_fix(processes):
-    with pytest.raises(ValueError, match=rf"algo.pairs_per_step=16: must be a multiple of .*=4 x {processes} proc"):
+    with pytest.raises(ConfigError, match=rf"algo.pairs_per_step=16: must be a multiple of .*=4 x {processes} proc"):
         batches(processes, pairs_per_step=16, micro_batch=4)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from align.data.errors import DataError
 from align.trainers import trl_data, trl_losses, trl_runs
 from tests.trainers import tiny
 
@@ -16,11 +17,6 @@ def test_a_run_longer_than_its_data_goes_through_whole_shuffled_epochs():
     assert len(order) == 12
     assert sorted(order[:5]) == sorted(order[5:10]) == [0, 1, 2, 3, 4]
     assert order[:5] != order[5:10]
-
-
-def test_nothing_to_train_on_is_refused():
-    with pytest.raises(ValueError, match="nothing to train on"):
-        trl_data.training_order(count=0, draws=4, seed=0)
 
 
 def answers(name: str, batch: dict[str, torch.Tensor]) -> list[list[int]]:
@@ -76,5 +72,5 @@ def test_ktos_mismatched_answers_belong_to_another_prompt_of_the_same_step():
 
 def test_kto_refuses_a_step_with_a_single_prompt():
     row = {"prompt_ids": [0], "chosen_ids": [1], "rejected_ids": [2]}
-    with pytest.raises(ValueError, match="all 2 pairs of an optimizer step have the same prompt"):
+    with pytest.raises(DataError, match="all 2 pairs of an optimizer step have the same prompt"):
         trl_data.kto_rows([row, row], pairs_per_step=2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from align.records import PreferencePair
+from align.refusals import ConfigError
 from align.trainers import trl_losses, trl_runs
 from align.trainers.trl_watch import start_loss
 from tests.trainers import tiny
@@ -36,17 +35,18 @@ class Record:
         self._probe(step)
 
 
-def run(name: str, folder: Path, experiment: Any = None, model: Any = None, record: Record | None = None) -> Record:
+def run(name: str, experiment: Any = None, model: Any = None, record: Record | None = None) -> Record:
     """A run of two steps with a preference loss, "sft" or "reward"."""
     record = record or Record()
-    reports = folder, record.log, record.probe
     if name == "sft":
-        trl_runs.train_sft(experiment or tiny.sft(), model or tiny.lora_policy(), tiny.DEMONSTRATIONS, *reports)
+        trl_runs.train_sft(experiment or tiny.sft(), model or tiny.lora_policy(), tiny.DATA, record.log, record.probe)
     elif name == "reward":
-        trl_runs.train_reward(experiment or tiny.reward(), model or tiny.reward_model(), tiny.PAIRS, *reports)
+        trained = model or tiny.reward_model()
+        trl_runs.train_reward(experiment or tiny.reward(), trained, tiny.DATA, record.log, record.probe)
     else:
         policy = model or tiny.lora_policy()
-        trl_runs.train_preference(experiment or tiny.preference(name), policy, tiny.PAIRS, *reports)
+        settings = experiment or tiny.preference(name)
+        trl_runs.train_preference(settings, policy, tiny.DATA, record.log, record.probe)
     return record
 
 
@@ -58,83 +58,82 @@ RUNS = (*tiny.KNOBS, "sft", "reward")
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_steps_change_every_adapter_and_nothing_else(name, tmp_path):
+def test_two_steps_change_every_adapter_and_nothing_else(name):
     model = tiny.reward_model() if name == "reward" else tiny.lora_policy()
     before = snapshot(model.model)
-    record = run(name, tmp_path, model=model)
+    record = run(name, model=model)
     after = snapshot(model.model)
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     trained = {key for key in before if "lora_" in key or "modules_to_save" in key}
     assert changed == trained
     assert all(math.isfinite(value) for row in record.rows for value in row.values())
-    assert list(tmp_path.iterdir()) == [], "something was written beside the run's own files"
 
 
 @pytest.mark.parametrize("name", ["dpo", "simpo", "kto", "orpo", "sft"])
-def test_full_fine_tuning_moves_the_model_and_not_its_reference(name, tmp_path):
+def test_full_fine_tuning_moves_the_model_and_not_its_reference(name):
     policy = tiny.full_policy()
     before = snapshot(policy.reference)
-    run(name, tmp_path, model=policy)
+    run(name, model=policy)
     assert all(torch.equal(value, before[key]) for key, value in policy.reference.state_dict().items())
     assert not any(torch.equal(p, before[key]) for key, p in policy.model.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "cdpo", "ldpo", "kto"])
-def test_an_adapter_that_rewrites_its_base_starts_at_its_reference(name, tmp_path):
-    record = run(name, tmp_path, model=tiny.lora_policy(init="pissa"))
+def test_an_adapter_that_rewrites_its_base_starts_at_its_reference(name):
+    record = run(name, model=tiny.lora_policy(init="pissa"))
     expected = start_loss(tiny.preference(name).algo)
     assert record.rows[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "cdpo", "ldpo"])
-def test_a_reference_that_is_not_the_start_stops_the_run(name, tmp_path):
+def test_a_reference_that_is_not_the_start_stops_the_run(name):
     record = Record()
     with pytest.raises(RuntimeError, match="the reference is not the model that training starts from"):
-        run(name, tmp_path, model=tiny.lora_policy(moved=True), record=record)
+        run(name, model=tiny.lora_policy(moved=True), record=record)
     assert record.rows == []
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_its_update(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_before_its_update():
     policy = tiny.lora_policy()
     first, *_, last = (p for p in policy.model.parameters() if p.requires_grad)
     first.data.fill_(math.nan)
     before = last.detach().clone()
     with pytest.raises(FloatingPointError, match="step 1: the loss is nan; nothing was updated with it"):
-        run("sft", tmp_path, model=policy)
+        run("sft", model=policy)
     assert torch.equal(last, before)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_its_update(tmp_path):
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_update():
     policy = tiny.lora_policy()
     last = [p for p in policy.model.parameters() if p.requires_grad][-1]
     last.register_hook(lambda gradient: gradient * math.inf)
     before = last.detach().clone()
     with pytest.raises(FloatingPointError, match="step 1: the gradient norm is (nan|inf); nothing was updated"):
-        run("dpo", tmp_path, model=policy)
+        run("dpo", model=policy)
     assert torch.equal(last, before)
 
 
-def test_step_0_is_probed_before_the_first_update_and_step_n_after_the_nth(tmp_path):
+def test_step_0_is_probed_before_the_first_update_and_step_n_after_the_nth():
     policy = tiny.lora_policy()
     adapter = [p for name, p in policy.model.named_parameters() if "lora_B" in name][-1]
     zero: list[bool] = []
-    record = run("dpo", tmp_path, model=policy, record=Record(lambda step: zero.append(not adapter.any())))
+    record = run("dpo", model=policy, record=Record(lambda step: zero.append(not adapter.any())))
     assert record.events == [("probe", 0), ("train", 1), ("probe", 1), ("train", 2), ("probe", 2)]
     assert zero == [True, False, False]
 
 
-def test_the_learning_rate_warms_up_and_falls_linearly(tmp_path):
+def test_the_learning_rate_warms_up_and_falls_linearly():
     experiment = tiny.preference("dpo", optimizer=tiny.optimizer(lr=0.06, schedule="linear", warmup_steps=2))
     experiment.steps = 5
-    rates = [row["optim/lr"] for row in run("dpo", tmp_path, experiment).rows]
+    rates = [row["optim/lr"] for row in run("dpo", experiment).rows]
     assert rates == pytest.approx([0, 0.03, 0.06, 0.04, 0.02])
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto", "sft", "reward"])
-def test_probing_never_changes_training(name, tmp_path):
+def test_probing_never_changes_training(name):
     def weights(probe: Callable[[Any], None]) -> dict[str, torch.Tensor]:
         model = tiny.reward_model() if name == "reward" else tiny.lora_policy()
-        run(name, tmp_path, model=model, record=Record(lambda step: probe(model.model)))
+        run(name, model=model, record=Record(lambda step: probe(model.model)))
         return snapshot(model.model)
 
     def draw(model: torch.nn.Module) -> None:
@@ -148,13 +147,13 @@ def test_probing_never_changes_training(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dpo", "rdpo", "ldpo", "simpo", "ipo", "sft", "reward"])
-def test_the_micro_batch_is_a_matter_of_memory_only(name, tmp_path):
+def test_the_micro_batch_is_a_matter_of_memory_only(name):
     def weights(micro_batch: int) -> dict[str, torch.Tensor]:
         model = tiny.reward_model() if name == "reward" else tiny.lora_policy()
         make = {"sft": tiny.sft, "reward": tiny.reward}.get(name)
         # Adam divides a gradient by its own size: with its usual eps it would turn rounding near 0 into whole steps
         changes = {"micro_batch": micro_batch, "optimizer": tiny.optimizer(eps=1e-3)}
-        run(name, tmp_path, make(**changes) if make else tiny.preference(name, **changes), model)
+        run(name, make(**changes) if make else tiny.preference(name, **changes), model)
         return snapshot(model.model)
 
     one, four = weights(1), weights(4)
@@ -162,11 +161,11 @@ def test_the_micro_batch_is_a_matter_of_memory_only(name, tmp_path):
         assert_close(one[key], four[key], rtol=1e-4, atol=1e-6)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_another_order(tmp_path):
+def test_the_same_seed_gives_the_same_weights_and_another_seed_another_order():
     def weights(seed: int) -> dict[str, torch.Tensor]:
         experiment, policy = tiny.preference("dpo"), tiny.lora_policy()
         experiment.seed = seed
-        run("dpo", tmp_path, experiment, policy)
+        run("dpo", experiment, policy)
         return snapshot(policy.model)
 
     first, again, other = weights(0), weights(0), weights(3)
@@ -174,19 +173,19 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_another_order(tmp
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-def test_dpo_learns_its_pairs(tmp_path):
+def test_dpo_learns_its_pairs():
     experiment = tiny.preference("dpo", pairs_per_step=5, micro_batch=5)
     experiment.steps = 8
-    rows = run("dpo", tmp_path, experiment).rows
+    rows = run("dpo", experiment).rows
     assert rows[-1]["loss"] < 0.1 < rows[0]["loss"]
     assert rows[-1]["pref/accuracy"] == 1.0
     assert rows[-1]["pref/chosen_logprob"] > 0 > rows[-1]["pref/rejected_logprob"]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_leaves_the_model_as_it_found_it_but_for_the_weights(name, tmp_path):
+def test_a_run_leaves_the_model_as_it_found_it_but_for_the_weights(name):
     model = tiny.reward_model() if name == "reward" else tiny.lora_policy()
-    run(name, tmp_path, model=model)
+    run(name, model=model)
     assert list(model.model.peft_config) == ["default"]
     assert "forward" not in trl_losses.base_of(model.model).__dict__
     assert model.model.config.use_cache is True
@@ -195,39 +194,51 @@ def test_a_run_leaves_the_model_as_it_found_it_but_for_the_weights(name, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["dpo", "orpo", "sft", "reward"])
-def test_a_run_prints_nothing_and_reports_to_nobody(name, tmp_path, capfd, monkeypatch):
+def test_a_run_prints_nothing_and_reports_to_nobody(name, capfd, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **_: pytest.fail("telemetry was sent"))
     model = tiny.reward_model() if name == "reward" else tiny.lora_policy()
     capfd.readouterr()
-    run(name, tmp_path, model=model)
+    run(name, model=model)
     assert capfd.readouterr() == ("", "")
 
 
-def test_autocast_asked_of_accelerate_is_refused(tmp_path, monkeypatch):
+def test_autocast_asked_of_accelerate_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(ValueError, match="mixed_precision=bf16: set it to no"):
-        run("sft", tmp_path)
+    with pytest.raises(ConfigError, match="mixed_precision=bf16: set it to no"):
+        run("sft")
 
 
 @pytest.mark.parametrize("name", ["dpo", "cdpo"])
-def test_before_the_first_update_accuracy_is_one_half(name, tmp_path):
-    assert run(name, tmp_path).rows[0]["pref/accuracy"] == 0.5
+def test_before_the_first_update_accuracy_is_one_half(name):
+    assert run(name).rows[0]["pref/accuracy"] == 0.5
 
 
-def test_reward_accuracy_against_labels_and_against_gold():
-    def pair(chosen: str, rejected: str) -> PreferencePair:
-        return PreferencePair(tiny.prompt("?"), chosen, rejected)
+def test_a_run_writes_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    run("dpo")
+    assert list(tmp_path.iterdir()) == []
 
-    def length(answers):
-        return [float(len(text)) for _, text in answers]
 
-    def vowels(answers):
-        return [float(sum(text.count(v) for v in "aeiou")) for _, text in answers]
+def test_a_reward_models_accuracy_counts_ties_half():
+    # chosen 3 2 1 2, rejected 1 1 2 2: right, right, wrong, tie
+    assert trl_runs.reward_accuracy([3, 2, 1, 2, 1, 1, 2, 2], gold=None) == {"rm/accuracy": 0.625}
 
-    pairs = [pair("zzz", "a"), pair("aa", "z"), pair("z", "aa"), pair("ay", "ba")]
-    # by length: right, right, wrong, tie. By vowels the first label is wrong, the third too, the fourth is undecided
-    assert trl_runs.reward_accuracy(length, pairs, gold=vowels) == pytest.approx(
-        {"rm/accuracy": 0.625, "rm/gold_accuracy": 2 / 3}
-    )
-    assert trl_runs.reward_accuracy(length, []) == {}
+
+def test_gold_is_asked_where_it_has_a_preference():
+    # gold of chosen 0 2 0 1, of rejected 1 0 2 1: the first and third labels are wrong, the fourth pair is undecided
+    row = trl_runs.reward_accuracy([3, 2, 1, 2, 1, 1, 2, 2], gold=[0, 2, 0, 1, 1, 0, 2, 1])
+    assert row["rm/gold_accuracy"] == pytest.approx(2 / 3)
+
+
+def test_without_pairs_there_is_no_accuracy():
+    assert trl_runs.reward_accuracy([], gold=[]) == {}
+
+
+def test_a_trained_reward_model_is_measured_on_the_held_out_pairs():
+    experiment, scorer = tiny.reward(pairs_per_step=5, micro_batch=5), tiny.reward_model()
+    experiment.steps = 8
+    run("reward", experiment, scorer)
+    assert trl_runs.reward_metrics(scorer, tiny.DATA) == {"rm/accuracy": 1.0, "rm/gold_accuracy": 0.0}

@@ -31,6 +31,11 @@ PAIRS = [
     PreferencePair(prompt("Stop?"), "ok", "never ever"),
 ]
 DEMONSTRATIONS = [Demonstration(pair.prompt, pair.chosen) for pair in PAIRS]
+# Held out what was trained on: enough to see that measuring works. Gold prefers every rejected answer.
+DATA = SimpleNamespace(
+    train_pairs=PAIRS, heldout_pairs=PAIRS, demonstrations=DEMONSTRATIONS,
+    gold=lambda samples: [float(any(pair.rejected == sample.completion for pair in PAIRS)) for sample in samples],
+)  # fmt: skip
 
 KNOBS: dict[str, dict[str, float]] = {  # beta and what else each loss needs
     "dpo": {"beta": 0.3},

@@ -1,0 +1,89 @@
+"""Imports point one way; what reads run directories never needs torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# A module may import from its own level and from those before it.
+LEVELS = [
+    ["align.maths", "align.refusals", "align.algo_laws", "align.laws", "align.schema", "align.config", "align.runs",
+     "align.seeds", "align.embedded", "align.hub", "align.tiny", "align.records", "reward_models"],
+    ["align.data", "align.models", "align.reward_model", "align.forward"],
+    ["align.sampling", "align.rewards"],
+    ["align.probe", "align.stages", "align.terminal"],
+    ["align.trainers"],
+    ["align.experiment"],
+    ["align.report", "align.compare"],
+    ["align.run", "align.sweep"],
+]  # fmt: skip
+FILES = [*sorted((ROOT / "align").rglob("*.py")), *sorted((ROOT / "reward_models").rglob("*.py"))]
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def level_of(module: str) -> int | None:
+    for number, names in enumerate(LEVELS):
+        if any(module == name or module.startswith(name + ".") for name in names):
+            return number
+    return None
+
+
+def imports_of(file: Path) -> set[str]:
+    """Modules of the project imported at the top of the file (imports inside functions are late on purpose)."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("align", "reward_models")}
+
+
+@pytest.mark.parametrize("file", FILES, ids=[module_of(f) for f in FILES])
+def test_imports_point_one_way(file):
+    module = module_of(file)
+    if module == "align":
+        return
+    own = level_of(module)
+    assert own is not None, f"{module} has no level: add it to LEVELS"
+    for name in imports_of(file):
+        level = level_of(name)
+        assert level is None or level <= own, f"{module} imports {name} from a later level"
+
+
+def test_rewards_stand_on_their_own():
+    for file in (ROOT / "reward_models").rglob("*.py"):
+        assert not any(name.startswith("align") for name in imports_of(file)), file.name
+
+
+def test_maths_imports_torch_only():
+    for file in (ROOT / "align" / "maths").glob("*.py"):
+        tree = ast.parse(file.read_text())
+        names = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+        assert roots <= {"torch", "align"} and all(
+            not n.startswith("align") or n.startswith("align.maths") for n in names
+        )
+
+
+def test_comparing_runs_does_not_import_torch():
+    code = "import sys, align.compare, align.runs; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
+def test_the_loop_names_no_algorithm():
+    for file in ("align/trainers/on_policy.py", "align/trainers/estimators.py", "align/run.py", "align/experiment.py"):
+        code = ast.parse((ROOT / file).read_text())
+        words = {n.value.lower() for n in ast.walk(code) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                 and "\n" not in n.value and " " not in n.value}  # fmt: skip
+        assert not words & {"ppo", "grpo", "rloo", "dr_grpo", "dapo", "gspo", "dpo", "ipo", "kto"}, file
