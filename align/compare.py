@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,24 +45,34 @@ def compare(paths: Sequence[Path], out: Path) -> Path:
 
     Raises runs.RunError when a path is not a run directory, a run is damaged, or `out` cannot be written.
     """
-    arms, left_out = grouping.group(grouping.load(paths))
-    kl = tables.kl_metric(arms)
-    summaries = [tables.summarise(arm, kl) for arm in arms]
-    warnings = checks.warnings(arms, left_out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        drawn = [(figure, figures.save(figure, out)) for figure in curves.figures(arms, kl)]
-        _remove_stale(out, {figure.name for figure, _ in drawn})
-        runs.write_text(out / "summary.csv", tables.to_csv(summaries, kl))
-        html = page.render(page.Comparison(arms, left_out, summaries, kl, warnings, drawn))
-        runs.write_text(out / "index.html", html)
+        comparison = _comparison(paths, out)
+        _remove_stale(out, {figure.name for figure, _ in comparison.figures})
+        runs.write_text(out / "summary.csv", tables.to_csv(comparison.summaries, comparison.kl))
+        runs.write_text(out / "index.html", page.render(comparison))
     except OSError as error:
         raise runs.RunError(f"out={out} cannot be written: {error.strerror or error}") from error
     console = Console()
-    for warning in warnings:
+    for warning in comparison.warnings:
         console.print(Text.assemble(("WARNING ", "bold red"), warning))
-    console.print(tables.terminal_table(summaries, kl))
+    console.print(tables.terminal_table(comparison.summaries, comparison.kl))
     return out / "index.html"
+
+
+def report(run: Path) -> Path:
+    """The page of one run, `RUN_DIR/report.html`, and nothing else beside it."""
+    with tempfile.TemporaryDirectory() as figures_folder:
+        runs.write_text(run / "report.html", page.render(_comparison([run], Path(figures_folder))))
+    return run / "report.html"
+
+
+def _comparison(paths: Sequence[Path], figures_folder: Path) -> page.Comparison:
+    arms, left_out = grouping.group(grouping.load(paths))
+    kl = tables.kl_metric(arms)
+    summaries = [tables.summarise(arm, kl) for arm in arms]
+    drawn = [(figure, figures.save(figure, figures_folder)) for figure in curves.figures(arms, kl)]
+    return page.Comparison(arms, left_out, summaries, kl, checks.warnings(arms, left_out), drawn)
 
 
 def _remove_stale(out: Path, drawn: set[str]) -> None:

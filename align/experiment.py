@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 import align
+from align.compare import report
 from align.config import config_hash, plain
 from align.data import Data
 from align.models import Policy, load_policy, resolve_device, resolve_dtype
@@ -83,7 +84,7 @@ def execute(experiment: Experiment) -> Path:
             session = Session(experiment, run, terminal, accelerator)
             TRAINERS[experiment.algo.kind](session, policy, data, rewards)
         accelerator.end_training()
-    write_report(path)
+    report(path)
     gc.collect()  # trainers hold themselves in cycles; a sweep would keep every model it trained
     return path
 
@@ -214,9 +215,3 @@ def peak_memory_gb(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-def write_report(path: Path) -> None:
-    from align.compare import compare
-
-    compare([path], path)

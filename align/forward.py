@@ -53,7 +53,7 @@ def batch_of(completions: Completions, pad: int, device: torch.device) -> Batch:
 
 
 class Scorer(nn.Module):
-    """A causal LM whose forward is a scoring pass. Wrap this, not the LM, for several processes: DDP only sees forward."""
+    """A causal LM whose forward is a scoring pass. DDP must wrap this, not the LM: it only sees forward."""
 
     def __init__(self, model: nn.Module, temperature: float):
         super().__init__()

@@ -13,7 +13,7 @@ TIMEOUT_S = 10.0
 
 
 def hub_folder(repo: str) -> Path:
-    """The snapshot of a model repository. Raises ModelError that says what the hub answered and what to do without it."""
+    """The snapshot of a model repository. Raises ModelError with the hub's answer and the way out."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import HfApi, snapshot_download

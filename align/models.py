@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int)
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
         source = _own_storage(base) if mutating else base
-        model = get_peft_model(source, lora_config(cfg.lora, TaskType.CAUSAL_LM))
+        model = add_adapter(source, lora_config(cfg.lora, TaskType.CAUSAL_LM))
     if mutating:
         reference = _frozen(twin(model))
     return Policy(model, reference, tokenizer, stop_ids, fingerprint)
@@ -162,6 +163,13 @@ def lora_config(lora: Lora, task: TaskType, **extra: Any) -> LoraConfig:
         use_dora=lora.dora,
         **extra,
     )
+
+
+def add_adapter(model: Any, config: LoraConfig) -> Any:
+    """get_peft_model without its advice to developers of PEFT and transformers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(model, config)
 
 
 def right_pad(rows: list[Any], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ ROWS = 16  # sequences per forward without gradient; bounds memory
 
 @dataclass
 class Probe:
-    """Measures a policy against its reference. Holds what never changes: prompts, pairs, the reference's own answers."""
+    """Measures a policy against its reference. Holds what never changes: prompts, pairs, the reference's gold."""
 
     cfg: ProbeConfig
     sampling: Sampling
@@ -62,6 +62,8 @@ class Probe:
         metrics = kl_metrics(found, batch.completion_mask) | length_metrics(completions) | text_metrics(completions)
         rewards, components = self.rewards(completions)
         gold = self._score("gold", self.data.gold, completions)
+        if step == 0:
+            self._reference_gold = gold  # nothing is trained yet: these are the reference's own answers
         metrics |= self._reward_metrics(rewards, components, gold)
         metrics |= self._pairs() | self._verified(completions)
         metrics["time/probe"] = time.perf_counter() - started
@@ -88,7 +90,8 @@ class Probe:
         return metrics
 
     def _golden_reference(self) -> Tensor:
-        """Gold of the reference's answers, sampled once with the same random numbers as every probe's."""
+        """Gold of the reference's answers under the same random numbers as every probe's: those of the probe at step 0,
+        or sampled now when there was none."""
         if self._reference_gold is None:
             answers = sample(self.policy, self.prompts, self.cfg.samples, self.neutral, self._seed,
                              model=self.policy.reference)  # fmt: skip

@@ -1,6 +1,7 @@
 """The records that flow through an experiment. All are frozen: a stage makes new ones, it never edits old ones.
 
-Letters: B sequences, K completions per prompt, P prompt tokens, T completion tokens. Masks are bool, True means "counts".
+Letters: B sequences, K completions per prompt, P prompt tokens, T completion tokens.
+Masks are bool, True means "counts".
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import TaskType, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from align.embedded import ModelError
-from align.models import lora_config, right_pad, twin
+from align.models import add_adapter, lora_config, right_pad, twin
 from align.schema import Model
 
 
@@ -67,12 +67,12 @@ def build_reward_model(cfg: Model, base: Any, tokenizer: Any, seed: int) -> Rewa
         # std 1 / sqrt(h + 1): scores start with spread of order 1 (rlhf_details P14, arXiv:2403.17031)
         nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
         model.requires_grad_(False)
-        peft = get_peft_model(model, lora_config(cfg.lora, TaskType.SEQ_CLS, modules_to_save=["score"]))
+        peft = add_adapter(model, lora_config(cfg.lora, TaskType.SEQ_CLS, modules_to_save=["score"]))
     return RewardModel(peft, tokenizer)
 
 
 def load_reward_model(cfg: Model, base: Any, tokenizer: Any, adapter: Path) -> RewardModel:
-    """A trained reward model on the base's storage. Raises ModelError when the adapter does not fit or lacks its head."""
+    """A trained reward model on the base's storage. Raises ModelError when the adapter does not fit it."""
     reward_model = build_reward_model(cfg, base, tokenizer, seed=0)
     try:
         weights = load_peft_weights(str(adapter), device=str(base.device))

@@ -54,8 +54,8 @@ class Run:
             raise RunError(f"run_dir={path} already exists and is not empty; name another folder or remove it")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-            write_text(path / "meta.json", json.dumps(dict(meta), indent=1, ensure_ascii=False))
+            write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+            write_text(path / "meta.json", json.dumps(dict(meta), indent=1))
         except OSError as error:
             raise RunError(f"run_dir={path} cannot be written: {error.strerror or error}") from error
         run = cls(path)
@@ -80,7 +80,7 @@ class Run:
     def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append completions (step, prompt id and text, completion, reward, length, ...) and flush them."""
         for row in rows:
-            self._samples.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+            self._samples.write(json.dumps(dict(row)) + "\n")  # ASCII: a lone surrogate in a text must not stop a run
         self._samples.flush()
 
     def status(self, state: str, **details: Any) -> None:
@@ -130,11 +130,12 @@ def read(path: Path, *, samples: bool = False) -> RunRecord:
     try:
         config = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
         meta = json.loads((path / "meta.json").read_text("utf-8"))
+        status = json.loads((path / "status.json").read_text("utf-8")) if (path / "status.json").is_file() else {}
     except (ValueError, yaml.YAMLError, OSError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
-    state = "unknown"
-    if (path / "status.json").is_file():
-        state = json.loads((path / "status.json").read_text("utf-8")).get("state", "unknown")
+    if not all(isinstance(part, dict) for part in (config, meta, status)):
+        raise RunError(f"{path} is damaged: config.yaml, meta.json and status.json must each hold one mapping")
+    state = str(status.get("state", "unknown"))
     rows = tuple(read_lines(path / "metrics.jsonl"))
     return RunRecord(path, config, meta, state, rows, tuple(read_lines(path / "samples.jsonl")) if samples else ())
 

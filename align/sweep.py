@@ -24,4 +24,4 @@ class CompareAtEnd(Callback):
         if self.runs:
             from align.compare import compare
 
-            compare(self.runs, Path("compare"))
+            print(compare(self.runs, Path("compare")))

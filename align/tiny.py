@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# Like SmolLM2's, the template ends a turn with EOS and a newline, so that code which forgets about the newline fails here.
+# Like SmolLM2's, the template ends a turn with EOS and a newline: code that forgets the newline fails here.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"

@@ -13,7 +13,7 @@ _TERM = re.compile(
 def parse(formula: str) -> dict[str, float]:
     """`"gold - 0.5*length"` -> `{"gold": 1.0, "length": -0.5}`; `"none"` -> `{}`.
 
-    A name is a reward source, or `package.module:function`. Raises ValueError saying where the formula stops making sense.
+    A name is a reward source, or `package.module:function`. Raises ValueError saying where it stops making sense.
     """
     if formula.strip() == "none":
         return {}

@@ -25,7 +25,7 @@ def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """(q/p - 1) - log(q/p) at each position, by expm1 so that it is exact near 0. [..., T], [..., T] -> [..., T], nats"""
+    """(q/p - 1) - log(q/p) at each position, by expm1 to be exact near 0. [..., T], [..., T] -> [..., T], nats"""
     log_ratio = reference_logprobs - logprobs
     return log_ratio.expm1() - log_ratio
 

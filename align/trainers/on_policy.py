@@ -1,4 +1,4 @@
-"""The on-policy loop: sample, score, estimate, update. Which algorithm it is, is a set of named values in `conf/algo`."""
+"""The on-policy loop: sample, score, estimate, update. Which algorithm it is, named values in `conf/algo` say."""
 
 from __future__ import annotations
 

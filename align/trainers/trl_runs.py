@@ -20,8 +20,8 @@ import torch
 from transformers import PrinterCallback, Trainer
 from transformers.utils import logging as transformers_logging
 
-from align.refusals import ConfigError
 from align.maths import preference
+from align.refusals import ConfigError
 from align.trainers import trl_data
 from align.trainers.trl_losses import PREFERENCE, REFERENCE_FREE, REWARD, SFT, Kind, base_of
 from align.trainers.trl_watch import Watch, Watcher, start_loss

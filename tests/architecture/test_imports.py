@@ -18,8 +18,8 @@ LEVELS = [
     ["align.sampling", "align.rewards"],
     ["align.probe", "align.stages", "align.terminal"],
     ["align.trainers"],
-    ["align.experiment"],
     ["align.report", "align.compare"],
+    ["align.experiment"],
     ["align.run", "align.sweep"],
 ]  # fmt: skip
 FILES = [*sorted((ROOT / "align").rglob("*.py")), *sorted((ROOT / "reward_models").rglob("*.py"))]

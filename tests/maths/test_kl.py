@@ -48,7 +48,7 @@ def test_k3_keeps_its_digits_near_zero():
 
 @pytest.mark.parametrize(("estimator", "truth"), [("k1", "nothing"), ("k2", "reverse"), ("k3", "forward")])
 def test_gradient_of_an_estimator_used_as_a_loss(estimator, truth):
-    """Sampling is not differentiated, only log p inside the estimator: k1 gives 0, k2 grad KL(p||q), k3 grad KL(q||p)."""
+    """Only log p inside the estimator is differentiated: k1 gives 0, k2 grad KL(p||q), k3 grad KL(q||p)."""
     theta = THETA.clone().requires_grad_(True)
     log_p = theta.log_softmax(-1)
     loss = (log_p.detach().exp() * {"k1": k1, "k2": k2, "k3": k3}[estimator](log_p, Q.log())).sum()
