@@ -108,6 +108,8 @@ def make_accelerator(experiment: Experiment, device: torch.device, path: Path) -
         accelerator = Accelerator(cpu=device.type == "cpu", log_with=tracker, project_dir=path)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"tracker={experiment.tracker}: {error}; pip install 'align[trackers]'") from None
+    if tracker is not None and not accelerator.log_with:  # Accelerate leaves out what is not installed, silently
+        raise ConfigError(f"tracker={tracker}: it is not installed; pip install 'align[trackers]', or tracker=none")
     if accelerator.num_processes > 1:
         raise ConfigError(f"{accelerator.num_processes} processes: this version runs on one; start it without "
                           "`accelerate launch`")  # fmt: skip

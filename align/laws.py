@@ -77,6 +77,13 @@ def _model(e: Experiment) -> None:
         lora.dora,
         f"does not combine with model.lora.init={lora.init}; turn one of them off",
     )
+    need(
+        lora.init not in ("pissa", "olora") or (e.algo.kind != "reward" and e.reward.learned is None),
+        "model.lora.init",
+        lora.init,
+        "rewrites the weights that a reward model shares with the policy; use default or gaussian, or a reward that "
+        "is not learned",
+    )
 
 
 def _data(e: Experiment) -> None:

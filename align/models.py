@@ -11,12 +11,11 @@ import copy
 import hashlib
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -24,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from align.embedded import ModelError, embedded_folder, gguf_folder, sha256, tiny_folder
 from align.hub import hub_folder
+from align.runs import RunError, read
 from align.schema import Lora, Model
 
 transformers_logging.set_verbosity_error()
@@ -166,7 +166,14 @@ def lora_config(lora: Lora, task: TaskType, **extra: Any) -> LoraConfig:
 
 
 def add_adapter(model: Any, config: LoraConfig) -> Any:
-    """get_peft_model without its advice to developers of PEFT and transformers."""
+    """get_peft_model without its advice to developers of PEFT and transformers. Raises ModelError.
+
+    PEFT refuses a list of targets when none is found, and passes over those that are not found when some are.
+    """
+    names = [f".{name}" for name, _ in model.named_modules()]
+    for target in config.target_modules if config.target_modules != "all-linear" else ():
+        if not any(name.endswith(f".{target}") for name in names):
+            raise ModelError(f"model.lora.targets: the model has no module {target}; all-linear fits every model")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_peft_model(model, config)
@@ -201,18 +208,35 @@ def _from_pretrained(loader: Any, where: str, asked: str, **options: Any) -> Any
 
 
 def _merge_start(model: Any, cfg: Model) -> Any:
-    """Policy and reference both start from the trained run: SFT then RL has the SFT policy as reference."""
+    """Policy and reference both start from the trained run: SFT then RL has the SFT policy as reference.
+
+    An adapter is relative to what its own run started from, so a chain of starts is merged from its beginning.
+    """
     run = Path(str(cfg.start))
-    if not (run / "config.yaml").is_file():
-        raise ModelError(f"model.start={run}: it is not a run directory (no config.yaml)")
-    made_on = yaml.safe_load((run / "config.yaml").read_text("utf-8"))["model"]["path"]
-    if made_on != cfg.path:
-        raise ModelError(f"model.start={run}: it was trained on model.path={made_on}, not on {cfg.path}")
+    earlier = _start_of(run, cfg)
     if (run / "model" / "config.json").is_file():
         return _from_pretrained(AutoModelForCausalLM, str(run / "model"), str(run), dtype=model.dtype)
     if not (run / "adapter" / "adapter_config.json").is_file():
         raise ModelError(f"model.start={run}: it holds no adapter/ and no model/; did the run finish?")
+    if earlier is not None:
+        model = _merge_start(model, replace(cfg, start=earlier))
     return PeftModel.from_pretrained(model, str(run / "adapter")).merge_and_unload()
+
+
+def _start_of(run: Path, cfg: Model) -> str | None:
+    """The model.start of a run to start from. Raises ModelError when it is not a run of a policy on this model."""
+    try:
+        settings = read(run).config
+        made_on, earlier, kind = settings["model"]["path"], settings["model"]["start"], settings["algo"]["kind"]
+    except RunError as error:
+        raise ModelError(f"model.start: {error}") from None
+    except (KeyError, TypeError):
+        raise ModelError(f"model.start={run}: its config.yaml is not the config of a run") from None
+    if made_on != cfg.path:
+        raise ModelError(f"model.start={run}: it was trained on model.path={made_on}, not on {cfg.path}")
+    if kind == "reward":
+        raise ModelError(f"model.start={run}: it is a reward model, not a policy; use reward.learned.run={run}")
+    return earlier
 
 
 def twin(model: nn.Module) -> Any:

@@ -74,6 +74,8 @@ def build_reward_model(cfg: Model, base: Any, tokenizer: Any, seed: int) -> Rewa
 def load_reward_model(cfg: Model, base: Any, tokenizer: Any, adapter: Path) -> RewardModel:
     """A trained reward model on the base's storage. Raises ModelError when the adapter does not fit it."""
     reward_model = build_reward_model(cfg, base, tokenizer, seed=0)
+    if not (adapter / "adapter_config.json").is_file():
+        raise ModelError(f"{adapter} holds no adapter; did the run finish?")
     try:
         weights = load_peft_weights(str(adapter), device=str(base.device))
         if not any("score" in key for key in weights):

@@ -54,11 +54,11 @@ def imported(name: str) -> RewardSource:
     """`package.module:function`, a function of a list of Samples. Raises ConfigError."""
     module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise ConfigError(f"reward.formula={name}: cannot import {module}: {error}") from None
-    except AttributeError:
-        raise ConfigError(f"reward.formula={name}: {module} has no {attribute}") from None
+        function = getattr(importlib.import_module(module), attribute, None)
+    except Exception as error:  # a module of the user's: whatever its import raises is the user's to repair
+        raise ConfigError(f"reward.formula={name}: cannot import {module}: {type(error).__name__}: {error}") from error
+    if function is None:
+        raise ConfigError(f"reward.formula={name}: {module} has no {attribute}")
     if not callable(function):
         raise ConfigError(f"reward.formula={name}: it is {type(function).__name__}, not a function")
     try:

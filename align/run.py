@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
@@ -52,7 +53,10 @@ def main() -> None:
         composing = "align.experiment" not in sys.modules  # Hydra raises plain ValueErrors too for a bad command line
         if composing or any(kind.__name__ in USER_ERRORS for kind in type(error).__mro__):
             stop(str(error), 1)
-        stop(f"the run failed: {type(error).__name__}: {error}\nThe traceback is in error.log of the run directory", 2)
+        notes = getattr(error, "__notes__", [])  # where the run directory has the traceback
+        if not notes:
+            traceback.print_exc()
+        stop("\n".join([f"the run failed: {type(error).__name__}: {error}", *notes]), 2)
 
 
 def stop(message: str, code: int) -> None:

@@ -104,6 +104,8 @@ class Run:
             import traceback
 
             write_text(self.path / "error.log", "".join(traceback.format_exception(kind, error, trace)))
+            if error is not None:
+                error.add_note(f"The traceback is in {self.path / 'error.log'}")
             self.status("failed", seconds=seconds, error=f"{kind.__name__}: {error}")
 
 

@@ -115,12 +115,13 @@ def _check_given(path: Path, experiment: Experiment) -> None:
         run = read(path)
     except RunError as error:
         raise ModelError(f"reward.learned.run={path}: {error}") from None
-    if run.config["algo"]["kind"] != "reward":
-        raise ModelError(
-            f"reward.learned.run={path}: it is a run of algo={run.config['algo']['name']}, not algo=reward"
-        )
+    algo, model = run.config.get("algo"), run.config.get("model")
+    if not isinstance(algo, dict) or not isinstance(model, dict):
+        raise ModelError(f"reward.learned.run={path}: its config.yaml is not the config of a run")
+    if algo.get("kind") != "reward":
+        raise ModelError(f"reward.learned.run={path}: it is a run of algo={algo.get('name')}, not algo=reward")
     if run.state != "finished":
         raise ModelError(f"reward.learned.run={path}: the run is {run.state}, not finished")
-    if run.config["model"] != asdict(experiment.model):
+    if model != asdict(experiment.model):
         raise ModelError(f"reward.learned.run={path}: it was trained with other model settings "
-                         f"({run.config['model']['name']}); they must be the experiment's own")  # fmt: skip
+                         f"({model.get('name')}); they must be the experiment's own")  # fmt: skip

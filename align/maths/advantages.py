@@ -33,7 +33,7 @@ def group_normalized(rewards: Tensor, eps: float = 1e-4) -> Tensor:
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """RLOO's advantage: each completion against the mean of its K-1 siblings (arXiv:2402.14740, eq. 8).
+    """RLOO's advantage: each completion against the mean of its K-1 siblings (arXiv:2402.14740, section 2.3).
 
         A_i = r_i - sum_{j != i} r_j / (K - 1)
 

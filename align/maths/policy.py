@@ -14,8 +14,8 @@ def log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, level: str) 
     """Log of the importance ratio between the policy now and when it sampled.
 
         token:          l_t = log p_t - log p_old_t
-        sequence_mean:  mean_t l_t, the same for every token (GSPO, arXiv:2507.18071)
-        sequence_sum:   sum_t l_t, the ratio of the whole answer (RLOO, arXiv:2402.14740)
+        sequence_mean:  mean_t l_t, the same for every token (GSPO, arXiv:2507.18071, eq. 7)
+        sequence_sum:   sum_t l_t, the whole answer as one action (RLOO, arXiv:2402.14740, section 2.2)
 
     logprobs, old_logprobs [B, T], mask [B, T] bool -> [B, T] (token) or [B, 1]
     """

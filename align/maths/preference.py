@@ -26,7 +26,7 @@ def dpo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 
 
 def cdpo(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """Conservative DPO: the label is wrong with probability e (ericmitchell.ai/cdpo.pdf; DPO's label smoothing).
+    """Conservative DPO: the label is wrong with probability e (ericmitchell.ai/cdpo.pdf, eq. 3; label smoothing).
 
         L = -(1 - e) log sigmoid(beta (h_w - h_l)) - e log sigmoid(-beta (h_w - h_l))
 
@@ -45,8 +45,8 @@ def ipo(chosen: Tensor, rejected: Tensor, chosen_lengths: Tensor, rejected_lengt
         L = (h_w / |y_w| - h_l / |y_l| - 1 / (2 beta))^2
 
     The paper writes sums. With sums the fixed target 1 / (2 beta) asks less per token of a long answer than of a short
-    one, and the loss grows with the square of the length. TRL divides by length: asked, the authors said that their
-    results did (comment in its DPO trainer). beta is therefore per token: not comparable with DPO's.
+    one, and the loss grows with the square of the length. TRL divides by length, which the paper's authors
+    confirmed (comment in its DPO trainer). beta is therefore per token: not comparable with DPO's.
 
     chosen, rejected [B] log-ratios h, lengths [B] tokens -> losses [B]
     """
@@ -106,9 +106,9 @@ def orpo(
         L = NLL(y_w) - beta log sigmoid(log odds(y_w) - log odds(y_l))
         odds(y) = P / (1 - P),  P = exp(log p(y) / |y|)
 
-    `chosen_nll` is the mean negative logprob per token of what is imitated. The paper means y_w; its authors' code and
-    TRL take prompt and y_w together, pooled over the micro-batch (then one value for all pairs). beta is the paper's
-    lambda.
+    `chosen_nll` is the mean negative logprob per token of what is imitated. The paper means y_w; TRL takes
+    prompt and y_w together, pooled over the micro-batch (then one value for all pairs), and so does the authors' code
+    unless told not to. beta is the paper's lambda.
 
     chosen, rejected [B] logprobs of the policy, lengths [B] tokens, chosen_nll [B] or [] -> losses [B]
     """
@@ -120,7 +120,7 @@ def orpo(
 def kto(
     log_ratios: Tensor, desirable: Tensor, kl: Tensor, beta: float, desirable_weight: float, undesirable_weight: float
 ) -> Tensor:
-    """Kahneman-Tversky optimisation: single answers, labelled good or bad (arXiv:2402.01306).
+    """Kahneman-Tversky optimisation: single answers, labelled good or bad (arXiv:2402.01306, eq. 8).
 
         L = w_D (1 - sigmoid(beta (h - z)))   good answers
         L = w_U (1 - sigmoid(beta (z - h)))   bad answers

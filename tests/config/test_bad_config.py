@@ -94,6 +94,8 @@ BAD = [
     (["algo.optimizer.warmup_steps=60"], ["algo.optimizer.warmup_steps", "60"]),
     (["model.lora.dropout=0.1"], ["model.lora.dropout", "must be 0"]),
     (["model.lora.dora=true", "model.lora.init=pissa"], ["model.lora.dora", "pissa"]),
+    (["model.lora.init=pissa"], ["model.lora.init", "reward"]),
+    (["algo=reward", "reward=none", "model.lora.init=olora"], ["model.lora.init", "reward"]),
     (["model.lora=none"], ["model.lora", "learned"]),
     (["algo=reward", "reward=none", "model.lora=none"], ["model.lora"]),
     # rewards
