@@ -157,6 +157,12 @@ def _kl(kl: Kl) -> None:
             )
         return
     one_of(kl.estimator, ESTIMATORS, "algo.kl.estimator")
+    need(
+        (kl.where, kl.estimator) != ("loss", "k1"),
+        "algo.kl.estimator",
+        kl.estimator,
+        "as a loss its expected gradient is 0, it would only add noise; use k2 or k3, or algo.kl.where=reward",
+    )
     need(kl.coef is not None, "algo.kl.coef", kl.coef, f"algo.kl.where={kl.where} needs a number here")
     finite(kl.coef or 0.0, "algo.kl.coef", 0, open_low=True)
 

@@ -19,7 +19,8 @@ import align
 from align.compare import report
 from align.config import config_hash, plain
 from align.data import Data
-from align.models import Policy, load_policy, resolve_device, resolve_dtype
+from align.device import resolve_device, resolve_dtype
+from align.models import Policy, load_policy
 from align.probe import Probe
 from align.refusals import ConfigError
 from align.rewards import Rewards, build_rewards
@@ -71,7 +72,10 @@ def execute(experiment: Experiment) -> Path:
     accelerator = make_accelerator(experiment, device, path)
     policy = load_policy(experiment.model, device, dtype, experiment.seed)
     data = load_data(experiment, policy)
-    rewards = build_rewards(experiment.reward.formula, data, obtain_reward_model(experiment, policy, data, execute))
+    learned = obtain_reward_model(experiment, policy, data, execute)
+    # a reward model's own training scores nothing
+    formula = "none" if experiment.algo.kind == "reward" else experiment.reward.formula
+    rewards = build_rewards(formula, data, learned)
     settings = plain(experiment)
     title = " ".join((experiment.algo.name, experiment.model.name, experiment.data.name))
     meta = describe(settings, title, device, dtype, policy, data)
@@ -145,7 +149,7 @@ def train_reward(session: Session, policy: Policy, data: Data, rewards: Rewards)
 
     e = session.experiment
     reward_model = build_reward_model(e.model, policy.reference, policy.tokenizer, e.seed)
-    probe = session.prober(lambda step: (trl_runs.reward_metrics(reward_model, data), []))
+    probe = session.prober(lambda step: (trl_runs.reward_metrics(reward_model, data, e.probe.pairs), []))
     saving(session, reward_model, lambda: trl_runs.train_reward(e, reward_model, data, session.log, probe))
 
 

@@ -18,7 +18,7 @@ from align.maths.logprobs import exact_kl, token_logprobs
 from align.models import right_pad
 from align.records import Completions
 
-CHUNK = 256  # positions through the LM head at once; 256 x 49152 float32 logits are 50 MB
+CHUNK = 128  # positions through the LM head at once; 128 x 49152 float32 logits are 25 MB
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Divergence:
 
 
 @torch.no_grad()
-def divergence(policy: nn.Module, reference: nn.Module, batch: Batch, rows: int, *, exact: bool = True) -> Divergence:
+def divergence(policy: nn.Module, reference: nn.Module, batch: Batch, rows: int) -> Divergence:
     """Both models on the same rows at temperature 1, head and softmax once for every number that is read off them."""
     shape = batch.completion_mask.shape
     fields = torch.zeros(4, *shape, device=batch.ids.device)
@@ -111,17 +111,17 @@ def divergence(policy: nn.Module, reference: nn.Module, batch: Batch, rows: int,
         part = batch.rows(chosen)
         (p_hidden, targets), (q_hidden, _) = completion_hidden(policy, part), completion_hidden(reference, part)
         chunks = zip(p_hidden.split(CHUNK), q_hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-        values = torch.cat([_diverge(heads[0](p), heads[1](q), y, exact) for p, q, y in chunks], dim=1)
+        values = torch.cat([_diverge(heads[0](p), heads[1](q), y) for p, q, y in chunks], dim=1)
         for field, value in zip(fields, values, strict=True):
             field[chosen, : part.completion_mask.shape[1]] = scatter(value, part.completion_mask)
     return Divergence(*fields)
 
 
-def _diverge(p: Tensor, q: Tensor, targets: Tensor, exact: bool) -> Tensor:
+def _diverge(p: Tensor, q: Tensor, targets: Tensor) -> Tensor:
     """logits [N, V] of both, targets [N] -> [4, N]: the fields of Divergence"""
     logprobs, entropy = token_logprobs(p, targets)
     reference_logprobs, _ = token_logprobs(q, targets)
-    return torch.stack([logprobs, reference_logprobs, entropy, exact_kl(p, q) if exact else torch.zeros_like(entropy)])
+    return torch.stack([logprobs, reference_logprobs, entropy, exact_kl(p, q)])
 
 
 def completion_hidden(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ def backbone(model: Any) -> Any:
 def output_head(model: Any) -> Any:
     """hidden [N, H] -> logits [N, V], with the soft cap of models that have one."""
     lm = causal_lm(model)
-    head, cap = lm.get_output_embeddings(), getattr(lm.config, "final_logit_softcapping", None)
+    head, cap = lm.get_output_embeddings(), getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
     if cap is None:
         return head
     return lambda hidden: torch.tanh(head(hidden) / cap) * cap

@@ -84,6 +84,12 @@ def _model(e: Experiment) -> None:
         "rewrites the weights that a reward model shares with the policy; use default or gaussian, or a reward that "
         "is not learned",
     )
+    need(
+        not lora.dora or e.dtype == "float32",
+        "model.lora.dora",
+        lora.dora,
+        "needs dtype=float32: in bfloat16 its norms round, and the start would not equal the base",
+    )
 
 
 def _data(e: Experiment) -> None:

@@ -31,6 +31,8 @@ transformers_logging.disable_progress_bar()
 
 # Inits that rewrite the base: the reference must keep the initial adapter, or KL at step 0 is not 0.
 MUTATING_INITS = ("pissa", "olora")
+# Granite, Cohere and Falcon-H1 multiply their logits outside the head, where align/forward.py would not see it.
+SCALED_LOGITS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
 
 @dataclass
@@ -61,32 +63,6 @@ class Policy:
         self.tokenizer.save_pretrained(target)
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the accelerator torch finds, else the CPU. Raises ModelError for one that is not there."""
-    if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    device = torch.device(name)
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if device.type != "cpu" and (found is None or found.type != device.type):
-        raise ModelError(f"device={name}: torch finds no such device here; use device=cpu or device=auto")
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it natively, else float32."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-    else:
-        native = device.type == "xpu"
-    return torch.bfloat16 if native else torch.float32
-
-
 def locate(path: str) -> str:
     """model.path -> a folder that transformers can load. Raises ModelError."""
     if path == "embedded":
@@ -108,8 +84,10 @@ def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int)
     """Base, adapter, reference and tokenizer. LoRA weights are float32 and drawn from `seed` alone."""
     base = load_base(cfg, device, dtype)
     tokenizer = load_tokenizer(cfg)
-    base.config.pad_token_id = tokenizer.pad_token_id
     stop_ids = _stop_ids(base, tokenizer)
+    if tokenizer.pad_token_id in stop_ids:  # a reward model finds the last token by the pads behind it
+        tokenizer.pad_token = _spare_token(tokenizer, stop_ids)
+    base.config.pad_token_id = tokenizer.pad_token_id
     fingerprint = source_fingerprint(Path(locate(cfg.path)), Path(cfg.start) if cfg.start else None)
     if cfg.lora is None:
         reference = _frozen(copy.deepcopy(base))
@@ -129,6 +107,9 @@ def load_base(cfg: Model, device: torch.device, dtype: torch.dtype) -> Any:
     """The causal LM in `dtype`, with the adapter of `model.start` merged in. Raises ModelError."""
     where = locate(cfg.path)
     model = _from_pretrained(AutoModelForCausalLM, where, cfg.path, dtype=dtype)
+    scaling = [k for k in SCALED_LOGITS if getattr(model.config.get_text_config(), k, None) not in (None, 1, 1.0)]
+    if scaling:
+        raise ModelError(f"model.path={cfg.path}: it scales its logits ({scaling[0]}), which is not supported")
     if cfg.start is not None:
         model = _merge_start(model, cfg)
     return model.to(device).requires_grad_(cfg.lora is None)
@@ -146,7 +127,7 @@ def load_tokenizer(cfg: Model) -> Any:
         raise ModelError(f"model.path={cfg.path}: its tokenizer has no EOS token, so completions could never end")
     tokenizer.eos_token = _turn_end(tokenizer)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        tokenizer.pad_token = _spare_token(tokenizer)
+        tokenizer.pad_token = _spare_token(tokenizer, (tokenizer.eos_token_id,))
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -284,12 +265,12 @@ def _turn_end(tokenizer: Any) -> str:
     return tokenizer.convert_ids_to_tokens(ends[0]) if ends else tokenizer.eos_token
 
 
-def _spare_token(tokenizer: Any) -> str:
+def _spare_token(tokenizer: Any, taken: tuple[int, ...]) -> str:
     """A special token to pad with that never ends a text: the unknown token, else the lowest special id."""
-    ids = [i for i in sorted(set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder))
-           if i != tokenizer.eos_token_id]  # fmt: skip
+    special = sorted(set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder))
+    ids = [i for i in special if i not in taken]
     if tokenizer.unk_token_id in ids:
         return tokenizer.unk_token
     if ids:
         return tokenizer.convert_ids_to_tokens(ids[0])
-    raise ModelError("the tokenizer has no special token but EOS, so nothing can serve as padding")
+    raise ModelError("the tokenizer has no special token that does not end a text, so nothing can serve as padding")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from align.data import Data
 from align.data.tokens import encode_completion, encode_prompt
-from align.forward import Batch, Divergence, batch_of, divergence
+from align.forward import Batch, Divergence, Scorer, batch_of, divergence, score
 from align.maths.kl import k1, k3
 from align.maths.masked import masked_mean, masked_sum
 from align.maths.preference import accuracy
@@ -31,7 +31,7 @@ from align.schema import Sampling
 from align.seeds import derive
 from reward_models.base import RewardSource, evaluate
 
-ROWS = 16  # sequences per forward without gradient; bounds memory
+ROWS = 8  # sequences per forward without gradient; bounds memory
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Probe:
         self.pairs = self.data.heldout_pairs[: self.cfg.pairs]
         self.neutral = replace(self.sampling, temperature=1.0)
         self._reference_gold: Tensor | None = None
+        self._reference_pairs: Tensor | None = None
 
     def measure(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Metrics of the policy as it is now, and one row for each completion that was looked at."""
@@ -103,11 +104,11 @@ class Probe:
         """The policy's implicit preference on held-out pairs: log-ratios to the reference, not scaled by any beta."""
         if not self.pairs:
             return {}
-        policy = self.policy
-        batch = pair_batch(self.pairs, policy)
-        found = divergence(policy.model, policy.reference, batch, ROWS, exact=False)
-        ratios = masked_sum(k1(found.logprobs, found.reference_logprobs), batch.completion_mask, -1)
-        chosen, rejected = ratios.chunk(2)
+        batch = pair_batch(self.pairs, self.policy)
+        if self._reference_pairs is None:  # the reference never changes: once is enough
+            self._reference_pairs = score(Scorer(self.policy.reference, 1.0), batch, ROWS)[0]
+        logprobs, _ = score(Scorer(self.policy.model, 1.0), batch, ROWS)
+        chosen, rejected = masked_sum(k1(logprobs, self._reference_pairs), batch.completion_mask, -1).chunk(2)
         return {
             "pref/accuracy": float(accuracy(chosen, rejected)),
             "pref/margin": float((chosen - rejected).mean()),

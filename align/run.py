@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -31,35 +32,35 @@ USER_ERRORS = ("ConfigError", "ModelError", "DataError", "RewardError", "RunErro
 
 @hydra.main(config_path=str(CONF), config_name="run", version_base="1.3")
 def entry(cfg: DictConfig) -> str:
-    experiment = check(cfg)
-    from align.experiment import execute  # after the check: torch, transformers and TRL take seconds to load
+    try:
+        experiment = check(cfg)
+        from align.experiment import execute  # after the check: torch, transformers and TRL take seconds to load
 
-    path = execute(experiment)
+        path = execute(experiment)
+    except Exception as error:  # an exit of our own, before Hydra prints one
+        if any(kind.__name__ in USER_ERRORS for kind in type(error).__mro__):
+            stop(str(error), 1)
+        notes = getattr(error, "__notes__", [])  # align/runs.py notes where the run directory has the traceback
+        if not notes:
+            traceback.print_exc()
+        stop("\n".join([f"the run failed: {type(error).__name__}: {error}", *notes]), 2)
     print(path)
     return str(path)
 
 
 def main() -> None:
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of being printed with a stack of Hydra's
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own errors reach us instead of being printed with a stack
     try:
         entry()
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         stop(_unknown_key(error) or str(error).strip(), 1)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # Hydra raises plain ValueErrors too for a bad command line
         stop(str(error), 1)
     except KeyboardInterrupt:
         stop("interrupted", 130)
-    except Exception as error:
-        composing = "align.experiment" not in sys.modules  # Hydra raises plain ValueErrors too for a bad command line
-        if composing or any(kind.__name__ in USER_ERRORS for kind in type(error).__mro__):
-            stop(str(error), 1)
-        notes = getattr(error, "__notes__", [])  # where the run directory has the traceback
-        if not notes:
-            traceback.print_exc()
-        stop("\n".join([f"the run failed: {type(error).__name__}: {error}", *notes]), 2)
 
 
-def stop(message: str, code: int) -> None:
+def stop(message: str, code: int) -> NoReturn:
     print(f"error: {message}" if code != 130 else message, file=sys.stderr)
     sys.exit(code)
 

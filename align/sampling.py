@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.data.tokens import encode_prompt
+from align.data.tokens import decode, encode_prompt
 from align.models import Policy
 from align.records import Completions, Prompt
 from align.schema import Sampling
@@ -90,19 +90,19 @@ def _decode(
 def pick(logits: Tensor, uniforms: Tensor, temperature: float, greedy: bool) -> tuple[Tensor, Tensor]:
     """One token of each row by inverting the cumulative distribution at its uniform.
 
-    torch.multinomial over 49k tokens takes 13.5 ms for 16 rows, this 0.6 ms (docs/performance.md).
+    torch.multinomial over 49k tokens takes many times as long (docs/log.md).
     logits [B, V], uniforms [B] in [0, 1) -> tokens [B] int64, their logprobs [B] float32
     """
-    log_p = (logits.float() / temperature).log_softmax(-1)
+    probs = (logits.float() / temperature).softmax(-1)
     if greedy:
-        tokens = log_p.argmax(-1)
+        tokens = logits.argmax(-1)
     else:
-        cumulative = log_p.exp().cumsum(-1)
+        cumulative = probs.cumsum(-1)
         # scaled by the actual total, so that rounding in the sum leaves no uniform past the end
         threshold = uniforms.unsqueeze(-1) * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-        tokens = tokens.clamp(max=log_p.shape[-1] - 1)
-    return tokens, log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        tokens = tokens.clamp(max=probs.shape[-1] - 1)
+    return tokens, probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).log()
 
 
 def _uniforms(seed: int, prompt_id: str, sample: int, count: int) -> Tensor:
@@ -150,8 +150,8 @@ def _collect(
         logprobs[i, : len(row)] = torch.tensor(row_logprobs)
         mask[i, : len(row)] = True
     finished = torch.tensor([row[-1] in policy.stop_ids for row, _ in results])
-    texts = [policy.tokenizer.decode(row[:-1] if done else row, skip_special_tokens=True)
-             for (row, _), done in zip(results, finished.tolist(), strict=True)]  # fmt: skip
+    ended = zip(results, finished.tolist(), strict=True)
+    texts = [decode(policy.tokenizer, row[:-1] if done else row) for (row, _), done in ended]
     return Completions(
         prompts=tuple(prompt for prompt, _ in jobs),
         prompt_ids=tuple(encoded[prompt.id] for prompt, _ in jobs),

@@ -65,6 +65,8 @@ def evaluate(name: str, source: RewardSource, samples: Sequence[Sample]) -> list
 
 def _checked(name: str, value: Any, sample: Sample) -> float:
     try:
+        if isinstance(value, str | bytes):
+            raise TypeError  # float("5") would work, and "good" would not: texts are refused whatever they say
         number = float(value)
     except (TypeError, ValueError):
         raise RewardError(f"reward '{name}' returned {value!r}, which is not a number\n{_show(sample)}") from None

@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from align.config import check
 from align.data.annotator import build
-from align.models import load_policy, resolve_device, resolve_dtype
+from align.device import resolve_device, resolve_dtype
+from align.models import load_policy
 from align.run import CONF
 from align.stages import SHIPPED, obtain_pool, stages_root
 

@@ -15,7 +15,7 @@ def group_centered(rewards: Tensor) -> Tensor:
 
     rewards [prompts, K] -> advantages [prompts, K]
     """
-    _need_siblings(rewards)
+    rewards = _from_first(rewards)
     return rewards - rewards.mean(-1, keepdim=True)
 
 
@@ -39,13 +39,18 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
     rewards [prompts, K] -> advantages [prompts, K]
     """
-    _need_siblings(rewards)
+    rewards = _from_first(rewards)
     siblings = (rewards.sum(-1, keepdim=True) - rewards) / (rewards.shape[-1] - 1)
     return rewards - siblings
 
 
-def _need_siblings(rewards: Tensor) -> None:
+def _from_first(rewards: Tensor) -> Tensor:
+    """Rewards relative to the first of their group: no difference to a difference, but equal rewards cancel exactly.
+
+    Without it the mean of eight times 0.7 is not 0.7, and Adam turns what is left into whole steps.
+    """
     assert rewards.ndim == 2 and rewards.shape[-1] >= 2, f"need [prompts, K >= 2], got {tuple(rewards.shape)}"
+    return rewards - rewards[:, :1]
 
 
 ADVANTAGES = {

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from align.forward import Batch, Scorer, batch_of, micro_batches, score
 from align.maths import kl as kl_estimators
-from align.maths.masked import masked_sum
+from align.maths.masked import masked_mean, masked_sum
 from align.maths.policy import Denominators, aggregate, clipped_surrogate, log_ratio
 from align.models import Policy
-from align.records import Prompt, Rollout, Targets
+from align.records import Completions, Prompt, Rollout, Targets
+from align.refusals import ConfigError
 from align.rewards import Rewards
 from align.sampling import sample
 from align.schema import Experiment, OnPolicy, Optimizer
@@ -26,12 +27,16 @@ Log = Callable[[int, dict[str, float]], None]
 
 
 class OnPolicyTrainer:
-    """What the loop holds on to: the policy, its scoring pass, its optimizer."""
+    """What the loop holds on to: the policy, its scoring pass, its optimizer.
+
+    The model stays in eval mode: dropout would move the ratio and read as KL before any update (trl#3500).
+    """
 
     def __init__(self, experiment: Experiment, policy: Policy, rewards: Rewards, accelerator: Accelerator):
         self.experiment, self.algo, self.policy, self.rewards = experiment, experiment.algo, policy, rewards
         self.accelerator = accelerator
         temperature = experiment.sampling.temperature
+        policy.model.eval()
         trainable = [p for p in policy.model.parameters() if p.requires_grad]
         optimizer, self.schedule = build_optimizer(trainable, self.algo.optimizer, experiment.steps, self.updates)
         self.scorer, self.optimizer = accelerator.prepare(Scorer(policy.model, temperature), optimizer)
@@ -71,14 +76,16 @@ class OnPolicyTrainer:
         rewards, components = self.rewards(completions)
         batch = batch_of(completions, self.policy.tokenizer.pad_token_id, self.policy.device)
         rows, kl = self.algo.micro_batch, self.algo.kl
-        old = score(self.scorer, batch, rows)[0] if self.updates > 1 or kl.where == "reward" else None
-        reference = score(self.reference, batch, rows)[0] if kl.where != "none" else None
+        # on the CPU, beside rewards and masks: the loss moves what it needs to the device
+        old = score(self.scorer, batch, rows)[0].cpu() if self.updates > 1 or kl.where == "reward" else None
+        reference = score(self.reference, batch, rows)[0].cpu() if kl.where != "none" else None
         rollout = Rollout(completions, rewards, components, old, reference)
         stats = {
             "reward/mean": float(rewards.mean()),
             "reward/std": float(rewards.std()),
             "length/mean": float(completions.lengths.float().mean()),
             "length/truncated": float((~completions.finished).float().mean()),
+            **sampler_gap(completions, old),
             "time/sample": sampled - started,
             "time/score": time.perf_counter() - sampled,
         }
@@ -86,7 +93,6 @@ class OnPolicyTrainer:
 
     def update(self, rollout: Rollout, targets: Targets, step: int) -> dict[str, float]:
         """One rollout's optimizer steps. Returns sums over the last epoch's minibatches, averaged."""
-        self.policy.model.train()
         whole = batch_of(rollout.completions, self.policy.tokenizer.pad_token_id, self.policy.device)
         generator = torch.Generator().manual_seed(derive(self.experiment.seed, "minibatch", step))
         totals: dict[str, float] = {}
@@ -96,7 +102,6 @@ class OnPolicyTrainer:
             for chosen in order.chunk(self.algo.minibatches):
                 for key, value in self.optimizer_step(rollout, targets, whole, chosen.sort().values, step).items():
                     totals[key] = totals.get(key, 0.0) + value / self.algo.minibatches
-        self.policy.model.eval()
         return totals
 
     def optimizer_step(
@@ -132,9 +137,10 @@ class OnPolicyTrainer:
         """A micro-batch's share of the step's loss, and its share of what is logged. `rows` index the rollout."""
         logprobs, entropies = self.scorer(part)
         width = logprobs.shape[1]
+        sampled = rollout.old_logprobs if self.updates > 1 else None  # one update: the ratio is 1 by definition
         old, reference, advantages, mask = (
             None if x is None else x[rows, :width].to(logprobs.device)
-            for x in (rollout.old_logprobs, rollout.reference_logprobs, targets.advantages, targets.mask)
+            for x in (sampled, rollout.reference_logprobs, targets.advantages, targets.mask)
         )
         return policy_loss(logprobs, entropies, old, reference, advantages, mask, self.algo, denominators)
 
@@ -184,6 +190,14 @@ def policy_loss(
     return loss, stats
 
 
+def sampler_gap(completions: Completions, old_logprobs: Tensor | None) -> dict[str, float]:
+    """How far the sampler's logprobs are from the trainer's of the same tokens: rounding, cache and padding."""
+    if old_logprobs is None:
+        return {}
+    gap = (old_logprobs - completions.logprobs).abs()
+    return {"sampler/gap": float(masked_mean(gap, completions.mask))}
+
+
 def build_optimizer(
     parameters: Sequence[nn.Parameter], cfg: Optimizer, steps: int, updates: int = 1
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
@@ -195,7 +209,7 @@ def build_optimizer(
 
     def factor(update: int) -> float:
         if update < warmup:
-            return update / warmup
+            return (update + 1) / (warmup + 1)  # the first rollout is not wasted on a rate of 0
         progress = (update - warmup) / max(total - warmup, 1)
         return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[cfg.schedule]
 
@@ -203,11 +217,17 @@ def build_optimizer(
 
 
 def prompt_stream(prompts: Sequence[Prompt], per_step: int, seed: int) -> Iterator[list[Prompt]]:
-    """`per_step` prompts at a time, each epoch in a new order; a batch may reach into the next epoch."""
+    """`per_step` prompts at a time, each epoch in a new order; a batch may reach into the next epoch.
+
+    Raises ConfigError when there are fewer prompts than that: a prompt twice in one batch would be answered alike.
+    """
+    if len(prompts) < per_step:
+        raise ConfigError(f"algo.prompts_per_step={per_step}: the data has only {len(prompts)} training prompts")
     generator = torch.Generator().manual_seed(derive(seed, "prompts"))
     waiting: list[Prompt] = []
     while True:
-        while len(waiting) < per_step:
-            waiting += [prompts[i] for i in torch.randperm(len(prompts), generator=generator).tolist()]
+        if len(waiting) < per_step:  # the next epoch starts with what this batch does not hold yet
+            epoch = [prompts[i] for i in torch.randperm(len(prompts), generator=generator).tolist()]
+            waiting += sorted(epoch, key=lambda prompt: prompt in waiting)
         yield waiting[:per_step]
         waiting = waiting[per_step:]

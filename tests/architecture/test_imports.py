@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [
     ["align.maths", "align.refusals", "align.algo_laws", "align.laws", "align.schema", "align.config", "align.runs",
      "align.seeds", "align.embedded", "align.hub", "align.tiny", "align.records", "reward_models"],
-    ["align.data", "align.models", "align.reward_model", "align.forward"],
+    ["align.data", "align.device", "align.models", "align.reward_model", "align.forward"],
     ["align.sampling", "align.rewards"],
     ["align.probe", "align.stages", "align.terminal"],
     ["align.trainers"],

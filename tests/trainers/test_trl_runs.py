@@ -241,4 +241,4 @@ def test_a_trained_reward_model_is_measured_on_the_held_out_pairs():
     experiment, scorer = tiny.reward(pairs_per_step=5, micro_batch=5), tiny.reward_model()
     experiment.steps = 8
     run("reward", experiment, scorer)
-    assert trl_runs.reward_metrics(scorer, tiny.DATA) == {"rm/accuracy": 1.0, "rm/gold_accuracy": 0.0}
+    assert trl_runs.reward_metrics(scorer, tiny.DATA, 99) == {"rm/accuracy": 1.0, "rm/gold_accuracy": 0.0}

@@ -1,0 +1,64 @@
+"""Rewards that misbehave, as rewards of users do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from reward_models.base import Sample
+
+CALLS: list[int] = []  # cleared by the test
+NOT_CALLABLE = 3
+
+
+def interrupted_on_the_third_call(samples: Sequence[Sample]) -> list[float]:
+    """The probe at step 0 is the first."""
+    CALLS.append(len(samples))
+    if len(CALLS) == 3:
+        raise KeyboardInterrupt
+    return [float(sum(sample.completion_ids) % 2) for sample in samples]
+
+
+def raises(samples: Sequence[Sample]) -> list[float]:
+    raise ZeroDivisionError("division by zero")
+
+
+def nan(samples: Sequence[Sample]) -> list[float]:
+    return [0.0] * (len(samples) - 1) + [float("nan")]
+
+
+def infinite(samples: Sequence[Sample]) -> list[float]:
+    return [float("-inf")] * len(samples)
+
+
+def nothing(samples: Sequence[Sample]) -> None:
+    return None
+
+
+def none_for_each(samples: Sequence[Sample]) -> list[None]:
+    return [None] * len(samples)
+
+
+def one_too_few(samples: Sequence[Sample]) -> list[float]:
+    return [0.0] * (len(samples) - 1)
+
+
+def one_number(samples: Sequence[Sample]) -> float:
+    return 1.0
+
+
+def words(samples: Sequence[Sample]) -> list[str]:
+    return ["good"] * len(samples)
+
+
+def digits(samples: Sequence[Sample]) -> list[str]:
+    """What a judge model writes; a number only by luck."""
+    return ["5"] * len(samples)
+
+
+def generator(samples: Sequence[Sample]) -> Any:
+    return (0.0 for _ in samples)
+
+
+def takes_two(samples: Sequence[Sample], tokenizer: Any) -> list[float]:
+    return [0.0] * len(samples)

@@ -1,0 +1,12 @@
+"""A reward of the tests' own, as a user would write one: `reward.formula=tests.end_to_end.bandit:even`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reward_models.base import Sample
+
+
+def even(samples: Sequence[Sample]) -> list[float]:
+    """Share of the completion's tokens with an even id: about a half for a random policy, 1 at best, 0 at worst."""
+    return [sum(token % 2 == 0 for token in s.completion_ids) / len(s.completion_ids) for s in samples]

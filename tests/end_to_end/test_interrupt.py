@@ -1,0 +1,162 @@
+"""Runs that end early: the user stops them, a reward misbehaves, a number is not finite. And what the shell gets told."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from align import compare
+from align import run as entry
+from align.runs import RunRecord, read
+from tests.end_to_end import bad_rewards
+from tests.end_to_end.helpers import TINY, adapter_moved, execute, no_warmup
+
+BAD = "tests.end_to_end.bad_rewards"
+INTERRUPTING = (f"reward.formula={BAD}:interrupted_on_the_third_call", "probe.every=1", "steps=5",
+                "probe.greedy=false", "algo.optimizer.lr=0.01")  # fmt: skip
+
+# grpo asks for rewards in the probe at 0, in step 1 and in the probe at 1; dpo in the probes only.
+DONE = {
+    "grpo": [("probe", 0), ("train", 1)],
+    "dpo": [("probe", 0), ("train", 1), ("probe", 1), ("train", 2)],
+}
+
+
+@pytest.fixture(autouse=True)
+def a_fresh_count():
+    bad_rewards.CALLS.clear()
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path, capfd):
+    """`python -m align.run ...` without a new process: overrides -> exit code, stderr, what stands in its run folder."""
+
+    def call(*overrides: str) -> tuple[int, str, RunRecord]:
+        monkeypatch.setattr(sys, "argv", ["align.run", *TINY, f"run_dir={tmp_path}/run", *overrides])
+        monkeypatch.setattr("align.experiment.report", lambda path: None)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        with pytest.raises(SystemExit) as end:
+            entry.main()
+        return end.value.code, capfd.readouterr().err, read(tmp_path / "run")
+
+    return call
+
+
+@pytest.mark.parametrize("algo", ["grpo", "dpo"])
+def test_an_interrupted_run_keeps_what_it_has_learned(shell, algo, tmp_path):
+    code, message, run = shell(*no_warmup(algo), *INTERRUPTING)
+    assert code == 130
+    assert message.endswith("interrupted\n") and "Traceback" not in message
+    assert run.state == "interrupted"
+    assert [(row["phase"], row["step"]) for row in run.rows] == DONE[algo]
+    assert adapter_moved(load_file(run.path / "adapter" / "adapter_model.safetensors"))
+    assert not (run.path / "error.log").exists()
+    assert compare.main([str(run.path), f"out={tmp_path}/out"]) == 0
+    assert "interrupted" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_ctrl_c_is_what_interrupts(shell, monkeypatch):
+    """A real SIGINT, sent while a step is being computed."""
+    from align.trainers import on_policy
+
+    scored = on_policy.policy_loss
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        return scored(*args)
+
+    monkeypatch.setattr(on_policy, "policy_loss", interrupted)
+    code, _, run = shell("algo=grpo", "steps=2")
+    assert (code, run.state) == (130, "interrupted")
+    assert (run.path / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_reward_model_interrupted_on_the_way_is_trained_anew(tmp_path, monkeypatch):
+    from align.trainers import trl_runs
+
+    learned = (*no_warmup("grpo"), "steps=1", "reward=learned", "reward.formula=learned", "reward.learned.steps=2",
+               "reward.learned.algo.optimizer.warmup_steps=0")  # fmt: skip
+    with monkeypatch.context() as during:
+        during.setattr(trl_runs, "reward_metrics", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            execute(tmp_path, *learned)
+    (stage,) = (tmp_path / "stages").iterdir()
+    assert read(stage).state == "interrupted"
+    assert read(execute(tmp_path, *learned)).state == "finished"
+    assert read(stage).state == "finished"
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        ("raises", ["ZeroDivisionError", "division by zero", "prompt:", "What is", "completion:"]),
+        ("nan", ["nan", "not finite", "prompt:", "What is", "completion:"]),
+        ("infinite", ["-inf", "not finite", "prompt:", "What is", "completion:"]),
+        ("none_for_each", ["None", "not a number", "prompt:", "What is", "completion:"]),
+        ("words", ["'good'", "not a number", "prompt:", "What is", "completion:"]),
+        ("digits", ["'5'", "not a number", "prompt:", "What is", "completion:"]),
+        ("nothing", ["None", "expected 4 floats"]),
+        ("one_number", ["1.0", "expected 4 floats"]),
+        ("generator", ["expected 4 floats"]),
+        ("one_too_few", ["3 values for 4 completions"]),
+    ],
+)
+def test_a_reward_that_misbehaves_is_the_user_s_to_repair(shell, function, named):
+    code, message, run = shell("algo=grpo", "steps=2", f"reward.formula={BAD}:{function}")
+    assert code == 1
+    assert "Traceback" not in message
+    for words in [f"reward '{BAD}:{function}'", *named]:
+        assert words in message
+    assert run.state == "failed"
+    assert f"{BAD}:{function}" in (run.path / "error.log").read_text()
+    assert not (run.path / "adapter").exists()
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_before_it_reaches_the_weights(shell, monkeypatch):
+    from align.trainers import on_policy
+
+    scored = on_policy.policy_loss
+
+    def not_finite(*args):
+        loss, stats = scored(*args)
+        return loss * torch.tensor(float("nan")), stats
+
+    monkeypatch.setattr(on_policy, "policy_loss", not_finite)
+    failed(*shell("algo=grpo", "steps=2"), "step 1: the loss is nan")
+
+
+def test_so_does_one_in_a_trainer_of_trl_s(shell, monkeypatch):
+    from align.trainers import trl_losses
+
+    monkeypatch.setitem(trl_losses.OWN_LOSSES, "simpo", lambda pairs, algo: pairs.chosen * float("inf"))
+    failed(*shell(*no_warmup("simpo"), "steps=2"), "step 1: the loss is")
+
+
+def failed(code: int, message: str, run: RunRecord, words: str) -> None:
+    assert code == 2
+    assert "FloatingPointError" in message and words in message
+    assert str(run.path / "error.log") in message
+    assert run.state == "failed"
+    log = (run.path / "error.log").read_text()
+    assert "Traceback" in log and words in log
+    assert [(row["phase"], row["step"]) for row in run.rows] == [("probe", 0)]
+    assert not (run.path / "adapter").exists()
+
+
+def test_a_failure_before_there_is_a_run_directory_shows_its_traceback(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(sys, "argv", ["align.run", *TINY, f"run_dir={tmp_path}/run"])
+    monkeypatch.setattr("align.experiment.load_data", lambda *_: 1 / 0)
+    with pytest.raises(SystemExit) as end:
+        entry.main()
+    message = capfd.readouterr().err
+    assert end.value.code == 2
+    assert "Traceback" in message and "ZeroDivisionError" in message and "error.log" not in message
+    assert not (tmp_path / "run").exists()
