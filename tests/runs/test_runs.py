@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from align import runs
 from align.runs import Run, RunError, free_name, read, read_lines, stable
 
 
@@ -166,8 +165,7 @@ def test_a_torn_last_line_is_ignored(path):
     first = whole.index(b"\n") + 1
     for end in range(first, len(whole) - 1):  # killed at any byte of the second row but its newline
         (path / "metrics.jsonl").write_bytes(whole[:end])
-        assert [row["step"] for row in read(path).rows][:1] == [1]
-        assert len(read(path).rows) == (2 if end == len(whole) - 1 else 1)
+        assert [row["step"] for row in read(path).rows] == [1]
     (path / "metrics.jsonl").write_bytes(whole[:-1])  # the row is whole, its newline is not there yet
     assert len(read(path).rows) == 2
 
@@ -235,4 +233,3 @@ def test_phases_are_read_apart_in_order(path):
 def test_only_times_and_memory_may_differ_between_two_runs_of_one_config():
     row = {"phase": "train", "loss": 1.0, "seconds": 3.2, "time/update": 0.5, "memory/peak_gb": 2.0, "timeless": 1}
     assert stable(row) == {"phase": "train", "loss": 1.0, "timeless": 1}
-    assert runs.VOLATILE == ("seconds", "time/", "memory/")
