@@ -64,7 +64,7 @@ def build_reward_model(cfg: Model, base: Any, tokenizer: Any, seed: int) -> Rewa
         backbone = twin(base).get_decoder()
         setattr(model, model.base_model_prefix, backbone)
         model.score = FloatHead(model.score.in_features, 1, bias=False, device=base.device)
-        # std 1 / sqrt(h + 1): scores start with spread of order 1 (rlhf_details P14, arXiv:2403.17031)
+        # std 1 / sqrt(h + 1): scores start with spread of order 1 (docs/algorithms.md P14, arXiv:2403.17031)
         nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
         model.requires_grad_(False)
         peft = add_adapter(model, lora_config(cfg.lora, TaskType.SEQ_CLS, modules_to_save=["score"]))

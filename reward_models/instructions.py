@@ -14,7 +14,7 @@ from typing import Any
 
 from reward_models.topics import TOPICS, Topic
 
-SPLIT_SIZES = {"train": 42, "valid": 9, "eval": 9}  # topics; 294 / 63 / 63 prompts (phenomena B1)
+SPLIT_SIZES = {"train": 42, "valid": 9, "eval": 9}  # topics; 294 / 63 / 63 prompts
 
 # Several wordings, so that no constraint is recognised by one fixed sentence.
 WORDINGS: dict[str, tuple[str, ...]] = {
