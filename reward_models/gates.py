@@ -1,6 +1,6 @@
 """What must hold before a study on the annotator may speak: gates on the base pool and on the learned reward.
 
-A study whose gate fails prints INVALID. Thresholds are those of B1, B2 and B4 of the annotator's specification.
+A study whose gate fails prints INVALID. Thresholds are judgement (docs/design.md).
 """
 
 from __future__ import annotations

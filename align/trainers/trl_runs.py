@@ -65,7 +65,7 @@ def train_reward(experiment: Experiment, reward_model: Any, data: Data, log: Log
 
 
 def reward_metrics(reward_model: Any, data: Data, pairs: int) -> dict[str, float]:
-    """How often a reward model is right about the first held-out pairs, by labels and by gold; see `reward_accuracy`."""
+    """How often a reward model is right about held-out pairs, by labels and by gold; see `reward_accuracy`."""
     samples = trl_data.pair_samples(reward_model.tokenizer, data.heldout_pairs[:pairs])
     scores = reward_model.score([sample.prompt_ids + sample.completion_ids for sample in samples]) if samples else []
     gold = evaluate("gold", data.gold, samples) if data.gold is not None else None

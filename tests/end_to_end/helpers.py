@@ -27,7 +27,7 @@ def no_warmup(algo: str) -> tuple[str, ...]:
 
 
 def execute(root: Path, *overrides: str, page: bool = False) -> Path:
-    """Carry out the experiment of the overrides on top of TINY, under `root`; `page` writes its report, which is slow."""
+    """Carry out the experiment of the overrides on top of TINY, under `root`; `page` writes its report (slow)."""
     settings = composed(*TINY, f"runs_root={root}", *overrides)
     if page:
         return experiment.execute(settings)

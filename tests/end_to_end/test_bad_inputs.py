@@ -1,4 +1,4 @@
-"""Inputs that only show themselves as wrong when they are opened: refused with key and fix, and nothing is left behind."""
+"""Inputs that show themselves as wrong when they are opened: refused with key and fix, and nothing is left behind."""
 
 from __future__ import annotations
 

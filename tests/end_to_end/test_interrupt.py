@@ -1,4 +1,4 @@
-"""Runs that end early: the user stops them, a reward misbehaves, a number is not finite. And what the shell gets told."""
+"""Runs that end early: the user stops them, a reward misbehaves, a number is not finite. And the exit codes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def a_fresh_count():
 
 @pytest.fixture
 def shell(monkeypatch, tmp_path, capfd):
-    """`python -m align.run ...` without a new process: overrides -> exit code, stderr, what stands in its run folder."""
+    """`python -m align.run ...` without a new process: overrides -> exit code, stderr, its run folder."""
 
     def call(*overrides: str) -> tuple[int, str, RunRecord]:
         monkeypatch.setattr(sys, "argv", ["align.run", *TINY, f"run_dir={tmp_path}/run", *overrides])
