@@ -33,7 +33,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "hydra-core", 
 
 
 @dataclass
-class Session:
+class OpenRun:
     """An open run with its terminal: where metrics go."""
 
     experiment: Experiment
@@ -85,8 +85,8 @@ def execute(experiment: Experiment) -> Path:
         with Terminal(line, experiment.steps) as terminal:
             for note in data.notes:
                 terminal.note(f"  {note}")
-            session = Session(experiment, run, terminal, accelerator)
-            TRAINERS[experiment.algo.kind](session, policy, data, rewards)
+            opened = OpenRun(experiment, run, terminal, accelerator)
+            TRAINERS[experiment.algo.kind](opened, policy, data, rewards)
         accelerator.end_training()
     report(path)
     gc.collect()  # trainers hold themselves in cycles; a sweep would keep every model it trained
@@ -120,58 +120,58 @@ def make_accelerator(experiment: Experiment, device: torch.device, path: Path) -
     return accelerator
 
 
-def train_on_policy(session: Session, policy: Policy, data: Data, rewards: Rewards) -> None:
+def train_on_policy(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards) -> None:
     from align.trainers.on_policy import OnPolicyTrainer
 
-    e = session.experiment
-    trainer = OnPolicyTrainer(e, policy, rewards, session.accelerator)
-    probe = session.prober(policy_probe(session, policy, data, rewards))
-    saving(session, policy, lambda: trainer.train(data.train_prompts, session.log, session.run.count, probe))
+    e = opened.experiment
+    trainer = OnPolicyTrainer(e, policy, rewards, opened.accelerator)
+    probe = opened.prober(policy_probe(opened, policy, data, rewards))
+    saving(opened, policy, lambda: trainer.train(data.train_prompts, opened.log, opened.run.count, probe))
 
 
-def train_preference(session: Session, policy: Policy, data: Data, rewards: Rewards) -> None:
+def train_preference(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards) -> None:
     from align.trainers import trl_runs
 
-    probe = session.prober(policy_probe(session, policy, data, rewards))
-    saving(session, policy, lambda: trl_runs.train_preference(session.experiment, policy, data, session.log, probe))
+    probe = opened.prober(policy_probe(opened, policy, data, rewards))
+    saving(opened, policy, lambda: trl_runs.train_preference(opened.experiment, policy, data, opened.log, probe))
 
 
-def train_sft(session: Session, policy: Policy, data: Data, rewards: Rewards) -> None:
+def train_sft(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards) -> None:
     from align.trainers import trl_runs
 
-    probe = session.prober(policy_probe(session, policy, data, rewards))
-    saving(session, policy, lambda: trl_runs.train_sft(session.experiment, policy, data, session.log, probe))
+    probe = opened.prober(policy_probe(opened, policy, data, rewards))
+    saving(opened, policy, lambda: trl_runs.train_sft(opened.experiment, policy, data, opened.log, probe))
 
 
-def train_reward(session: Session, policy: Policy, data: Data, rewards: Rewards) -> None:
+def train_reward(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards) -> None:
     from align.reward_model import build_reward_model
     from align.trainers import trl_runs
 
-    e = session.experiment
+    e = opened.experiment
     reward_model = build_reward_model(e.model, policy.reference, policy.tokenizer, e.seed)
-    probe = session.prober(lambda step: (trl_runs.reward_metrics(reward_model, data, e.probe.pairs), []))
-    saving(session, reward_model, lambda: trl_runs.train_reward(e, reward_model, data, session.log, probe))
+    probe = opened.prober(lambda step: (trl_runs.reward_metrics(reward_model, data, e.probe.pairs), []))
+    saving(opened, reward_model, lambda: trl_runs.train_reward(e, reward_model, data, opened.log, probe))
 
 
 TRAINERS = {"on_policy": train_on_policy, "preference": train_preference, "sft": train_sft, "reward": train_reward}
 
 
-def saving(session: Session, trained: Any, train: Callable[[], None]) -> None:
+def saving(opened: OpenRun, trained: Any, train: Callable[[], None]) -> None:
     """Train, and save what was trained also when the user interrupts: what was learned so far is usable."""
     try:
         train()
     except KeyboardInterrupt:
-        trained.save(session.run.path)
-        session.terminal.note(f"interrupted; what was trained so far is in {session.run.path}")
+        trained.save(opened.run.path)
+        opened.terminal.note(f"interrupted; what was trained so far is in {opened.run.path}")
         raise
-    trained.save(session.run.path)
+    trained.save(opened.run.path)
 
 
 def policy_probe(
-    session: Session, policy: Policy, data: Data, rewards: Rewards
+    opened: OpenRun, policy: Policy, data: Data, rewards: Rewards
 ) -> Callable[[int], tuple[dict[str, float], list[dict[str, Any]]]]:
     """The ruler, with the invariant that a policy that has not been trained has no KL to its reference."""
-    e = session.experiment
+    e = opened.experiment
     probe = Probe(e.probe, e.sampling, policy, data, rewards, e.seed)
 
     def measure(step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
