@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ ADAPTERS = {
     "dora": ("model.lora.dora=true",),
     "rslora": ("model.lora.rslora=true", "model.lora.targets=[q_proj,down_proj]"),
 }
-# What any user of PEFT would write. Arguments: adapters; for each, the file to put logprobs into.
+# What any user of PEFT would write. Arguments: adapters; logprobs are put into each as plain.pt.
 PLAIN = """
 import sys, torch
 from peft import AutoPeftModelForCausalLM
@@ -57,6 +58,14 @@ def test_the_adapter_is_the_trained_policy_for_plain_peft(trained, plainly_loade
     policy = trained[name][1]
     assert_close(plainly_loaded[name], logprobs(policy.model), rtol=0, atol=1e-6)
     assert (logprobs(policy.model) - logprobs(policy.reference)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_an_init_that_rewrote_the_base_is_not_asked_of_who_loads_the_adapter(trained, name):
+    """Loading would decompose the base anew, and depend on the signs that a machine's SVD or QR happens to choose."""
+    config = json.loads((trained[name][0] / "adapter" / "adapter_config.json").read_text())
+    assert config["init_lora_weights"] is True
+    assert config["r"] == 2 * composed("model=tiny").model.lora.rank
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
