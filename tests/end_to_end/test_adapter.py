@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from align.runs import read
+from tests.config.test_conf import composed
 from tests.end_to_end.helpers import adapter_moved, logprobs, no_warmup, run_and_keep
 
 SFT = (*no_warmup("sft"), "steps=2", "algo.optimizer.lr=0.05")
