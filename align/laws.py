@@ -12,7 +12,7 @@ from align.refusals import ConfigError, finite, need, one_of, positive
 from reward_models.formula import parse
 
 if TYPE_CHECKING:
-    from align.schema import Experiment
+    from align.schema import Experiment, Lora
 
 LORA_INITS = ("default", "gaussian", "pissa", "olora")
 # Reward terms that need no import; "package.module:function" is any function of the user's.
@@ -50,9 +50,11 @@ def _model(e: Experiment) -> None:
         repr(e.model.path),
         "must be embedded, tiny, a hub id, a folder or a .gguf file",
     )
-    lora = e.model.lora
-    if lora is None:
-        return
+    if e.model.lora is not None:
+        _lora(e, e.model.lora)
+
+
+def _lora(e: Experiment, lora: Lora) -> None:
     positive(lora.rank, "model.lora.rank")
     finite(lora.alpha, "model.lora.alpha", 0, open_low=True)
     finite(lora.dropout, "model.lora.dropout", 0, 0.9)
@@ -71,11 +73,21 @@ def _model(e: Experiment) -> None:
         lora.targets,
         'must be "all-linear" or a list of module names such as [q_proj,v_proj]',
     )
+    _lora_variants(e, lora)
+
+
+def _lora_variants(e: Experiment, lora: Lora) -> None:
     need(
         not (lora.dora and lora.init in ("pissa", "olora")),
         "model.lora.dora",
         lora.dora,
         f"does not combine with model.lora.init={lora.init}; turn one of them off",
+    )
+    need(
+        lora.init not in ("pissa", "olora") or e.model.start is None,
+        "model.lora.init",
+        lora.init,
+        "rewrites the base and cannot be combined with model.start; use model.lora.init=default",
     )
     need(
         lora.init not in ("pissa", "olora") or (e.algo.kind != "reward" and e.reward.learned is None),

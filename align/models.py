@@ -44,18 +44,27 @@ class Policy:
     tokenizer: Any
     stop_ids: tuple[int, ...]
     fingerprint: str  # SHA-256 of the start weights
+    started: bool = False  # from an earlier run (model.start): the base alone is then not what the adapter sits on
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def save(self, folder: Path) -> None:
-        """Write `adapter/` (PEFT, with the tokenizer), or `model/` without LoRA."""
+        """Write `adapter/` (PEFT, with the tokenizer), or `model/` without LoRA.
+
+        The adapter names what it sits on, so that plain PEFT loads the policy: the base, or after `model.start` the
+        merged start, which is then written beside it as `start/`.
+        """
         if not isinstance(self.model, PeftModel):
             self.model.save_pretrained(folder / "model")
             self.tokenizer.save_pretrained(folder / "model")
             return
         target = folder / "adapter"
+        if self.started:
+            start = folder.resolve() / "start"
+            self.reference.save_pretrained(start)  # type: ignore[operator]
+            self.model.peft_config["default"].base_model_name_or_path = str(start)
         if self.model.peft_config["default"].init_lora_weights in MUTATING_INITS:
             _save_converted(self.model, self.reference, target)
         else:
@@ -96,11 +105,10 @@ def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int)
     mutating = cfg.lora.init in MUTATING_INITS
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
-        source = _own_storage(base) if mutating else base
-        model = add_adapter(source, lora_config(cfg.lora, TaskType.CAUSAL_LM))
+        model = add_adapter(base, lora_config(cfg.lora, TaskType.CAUSAL_LM))
     if mutating:
         reference = _frozen(twin(model))
-    return Policy(model, reference, tokenizer, stop_ids, fingerprint)
+    return Policy(model, reference, tokenizer, stop_ids, fingerprint, started=cfg.start is not None)
 
 
 def load_base(cfg: Model, device: torch.device, dtype: torch.dtype) -> Any:
@@ -224,10 +232,6 @@ def twin(model: nn.Module) -> Any:
     """The same modules over the same frozen storage; what is trainable (an adapter) is copied."""
     shared = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, memo=shared)
-
-
-def _own_storage(model: nn.Module) -> Any:
-    return copy.deepcopy(model)
 
 
 def _frozen(model: nn.Module) -> nn.Module:

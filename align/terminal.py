@@ -58,6 +58,9 @@ class Terminal:
         """A row has been logged."""
         if phase == "probe":
             self.probes.append((step, dict(metrics)))
+        for _, _, keys in SHOWN:  # a probe's exact KL must not stand beside the training that has gone on since
+            if any(key in metrics for key in keys):
+                self.latest = {key: value for key, value in self.latest.items() if key not in keys}
         self.latest |= metrics
         shown = "  ".join(
             f"{name} {form.format(self.latest[key])}"

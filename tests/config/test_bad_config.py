@@ -95,6 +95,7 @@ BAD = [
     (["model.lora.dropout=0.1"], ["model.lora.dropout", "must be 0"]),
     (["model.lora.dora=true", "model.lora.init=pissa"], ["model.lora.dora", "pissa"]),
     (["model.lora.init=pissa"], ["model.lora.init", "reward"]),
+    (["model.lora.init=pissa", "reward=gold", "model.start=runs/x"], ["model.lora.init", "model.start"]),
     (["algo=reward", "reward=none", "model.lora.init=olora"], ["model.lora.init", "reward"]),
     (["model.lora=none"], ["model.lora", "learned"]),
     (["algo=reward", "reward=none", "model.lora=none"], ["model.lora"]),

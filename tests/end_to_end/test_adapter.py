@@ -40,7 +40,9 @@ print("align" in sys.modules)
 def trained(tmp_path_factory):
     """name -> run directory and policy, of an SFT run with each kind of adapter."""
     root = tmp_path_factory.mktemp("adapters")
-    return {name: run_and_keep(root, *SFT, *overrides) for name, overrides in ADAPTERS.items()}
+    runs = {name: run_and_keep(root, *SFT, *overrides) for name, overrides in ADAPTERS.items()}
+    start = runs["default"][0]
+    return runs | {"after a start": run_and_keep(root, *SFT, f"model.start={start}", "seed=1")}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def plainly_loaded(trained):
     return {name: torch.load(adapter / "plain.pt", weights_only=True) for name, adapter in adapters.items()}
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", [*ADAPTERS, "after a start"])
 def test_the_adapter_is_the_trained_policy_for_plain_peft(trained, plainly_loaded, name):
     policy = trained[name][1]
     assert_close(plainly_loaded[name], logprobs(policy.model), rtol=0, atol=1e-6)
