@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from align import on_policy_laws
 from align.refusals import finite, need, one_of, positive
 
 if TYPE_CHECKING:
-    from align.schema import Experiment, Kl, OnPolicy, Optimizer, Preference, Ratio
+    from align.schema import Experiment, Optimizer, Preference
 
-ADVANTAGES = ("group_normalized", "group_centered", "leave_one_out")
-ESTIMATORS = ("k1", "k2", "k3")
-RATIO_LEVELS = ("token", "sequence_mean", "sequence_sum")
-AGGREGATES = ("token_mean", "sequence_mean", "sequence_sum", "constant")
-TRUNCATIONS = ("keep", "mask", "penalise")
 SCHEDULES = ("constant", "linear", "cosine")
 LOSSES = ("dpo", "ipo", "cdpo", "rdpo", "ldpo", "simpo", "orpo", "kto")
 LOSS_KNOBS = {
@@ -102,112 +98,14 @@ def preference(e: Experiment) -> None:
     )
 
 
-def on_policy(e: Experiment) -> None:
-    a: OnPolicy = e.algo
-    for key in ("prompts_per_step", "epochs", "minibatches", "micro_batch"):
-        positive(getattr(a, key), f"algo.{key}")
-    one_of(a.advantage, ADVANTAGES, "algo.advantage")
-    need(
-        a.group_size >= 2,
-        "algo.group_size",
-        a.group_size,
-        f"algo.advantage={a.advantage} compares completions of one prompt and needs >= 2",
-    )
-    batch = a.prompts_per_step * a.group_size
-    need(
-        batch % a.minibatches == 0,
-        "algo.minibatches",
-        a.minibatches,
-        f"must divide prompts_per_step x group_size = {batch}",
-    )
-    need(
-        batch // a.minibatches % a.micro_batch == 0 or a.micro_batch >= batch // a.minibatches,
-        "algo.micro_batch",
-        a.micro_batch,
-        f"must divide the minibatch of {batch // a.minibatches} completions",
-    )
-    _kl(a.kl)
-    _ratio(a.ratio, updates=a.epochs * a.minibatches)
-    one_of(a.aggregate, AGGREGATES, "algo.aggregate")
-    need(
-        a.ratio.level == "token" or a.aggregate == "sequence_mean",
-        "algo.aggregate",
-        a.aggregate,
-        f"algo.ratio.level={a.ratio.level} has one ratio per sequence; use algo.aggregate=sequence_mean",
-    )
-    _truncation(a)
+def best_of_n(e: Experiment) -> None:
+    need(e.steps <= 10, "steps", e.steps, "algo=best_of_n takes the best of 2^steps answers to each prompt; use at most 10")
     need(
         e.reward.formula.strip() != "none",
         "reward.formula",
         "none",
-        f"algo={a.name} needs a reward: reward=learned "
-        "(trained on the data's pairs), reward=verifier, or your own: reward.formula=package.module:function",
+        "algo=best_of_n chooses by reward; pick one, e.g. reward=learned, reward=verifier or reward=gold",
     )
 
 
-def _kl(kl: Kl) -> None:
-    one_of(kl.where, ("none", "reward", "loss"), "algo.kl.where")
-    if kl.where == "none":
-        for key in ("estimator", "coef"):
-            need(
-                getattr(kl, key) is None,
-                f"algo.kl.{key}",
-                getattr(kl, key),
-                "has no effect with algo.kl.where=none; set it to null, or algo.kl.where to reward or loss",
-            )
-        return
-    one_of(kl.estimator, ESTIMATORS, "algo.kl.estimator")
-    need(
-        (kl.where, kl.estimator) != ("loss", "k1"),
-        "algo.kl.estimator",
-        kl.estimator,
-        "as a loss its expected gradient is 0, it would only add noise; use k2 or k3, or algo.kl.where=reward",
-    )
-    need(kl.coef is not None, "algo.kl.coef", kl.coef, f"algo.kl.where={kl.where} needs a number here")
-    finite(kl.coef or 0.0, "algo.kl.coef", 0, open_low=True)
-
-
-def _ratio(ratio: Ratio, updates: int) -> None:
-    one_of(ratio.level, RATIO_LEVELS, "algo.ratio.level")
-    for key in ("clip_low", "clip_high"):
-        value = getattr(ratio, key)
-        if value is None:
-            continue
-        finite(value, f"algo.ratio.{key}", 0, open_low=True)
-        need(
-            updates > 1,
-            f"algo.ratio.{key}",
-            value,
-            "can never act: with one update per rollout the ratio is exactly "
-            "1. Set algo.epochs or algo.minibatches above 1, or leave the clip null",
-        )
-    need(
-        (ratio.clip_low is None) == (ratio.clip_high is None),
-        "algo.ratio.clip_high",
-        ratio.clip_high,
-        f"set both clips or none (algo.ratio.clip_low={ratio.clip_low})",
-    )
-    need(
-        ratio.clip_low is None or ratio.clip_low < 1,
-        "algo.ratio.clip_low",
-        ratio.clip_low,
-        "must be < 1: a ratio is never negative",
-    )
-
-
-def _truncation(a: OnPolicy) -> None:
-    t = a.truncation
-    one_of(t.mode, TRUNCATIONS, "algo.truncation.mode")
-    if t.mode == "penalise":
-        need(t.penalty is not None, "algo.truncation.penalty", t.penalty, "needs a number with mode=penalise")
-        finite(t.penalty or 0.0, "algo.truncation.penalty", 0, open_low=True)
-    else:
-        need(
-            t.penalty is None,
-            "algo.truncation.penalty",
-            t.penalty,
-            f"has no effect with algo.truncation.mode={t.mode}; use mode=penalise",
-        )
-
-
-LAWS = {"on_policy": on_policy, "preference": preference, "sft": sft, "reward": reward_training}
+LAWS = {"on_policy": on_policy_laws.enforce, "best_of_n": best_of_n, "preference": preference, "sft": sft, "reward": reward_training}

@@ -20,6 +20,7 @@ from align.refusals import ConfigError, refuse_unknown
 from align.schema import (
     AnnotatorData,
     ArithmeticData,
+    BestOfN,
     Experiment,
     JsonlData,
     OnPolicy,
@@ -32,11 +33,12 @@ __all__ = ["ConfigError", "Experiment", "check", "config_hash", "plain"]
 
 # A group whose fields depend on its `kind`: the kind picks the schema, once, here.
 KINDS: dict[str, dict[str, type]] = {
-    "algo": {"on_policy": OnPolicy, "preference": Preference, "sft": Sft, "reward": RewardTraining},
+    "algo": {"on_policy": OnPolicy, "preference": Preference, "sft": Sft, "reward": RewardTraining,
+             "best_of_n": BestOfN},
     "data": {"annotator": AnnotatorData, "arithmetic": ArithmeticData, "jsonl": JsonlData},
 }
 # Where and how a run is carried out; two runs that differ only here measure the same thing.
-CIRCUMSTANCES = ("run_dir", "runs_root", "tracker")
+CIRCUMSTANCES = ("run_dir", "runs_root", "resume", "checkpoint", "tracker")
 
 
 def check(cfg: DictConfig) -> Experiment:
@@ -51,9 +53,10 @@ def check(cfg: DictConfig) -> Experiment:
     assert isinstance(container, dict)
     raw = {str(key): value for key, value in container.items()}
     refuse_unknown(raw, [field.name for field in fields(Experiment)], "")
-    model = raw.get("model")
-    if isinstance(model, dict) and model.get("lora") == "none":  # `model.lora=none` on the command line
-        model["lora"] = None
+    for group, part in (("model", "lora"), ("algo", "critic"), ("algo", "gae")):  # `model.lora=none` on the command line
+        section = raw.get(group)
+        if isinstance(section, dict) and section.get(part) == "none":
+            section[part] = None
     for group, schemas in KINDS.items():
         raw[group] = _typed(_kind(raw.get(group), group, schemas), raw[group], group)
     experiment = _typed(Experiment, raw, "")

@@ -7,6 +7,7 @@ SmolLM2).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,10 @@ class Scorer(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies [B, T] float32 at the sampling temperature, 0 where completion_mask is False."""
-        hidden, targets = completion_hidden(self.model, batch)
+        return self.score(*completion_hidden(self.model, batch), batch.completion_mask)
+
+    def score(self, hidden: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """From the N hidden states that predict the completion tokens, [N, H] and [N], to [B, T] as in `forward`."""
         head = output_head(self.model)
         logprobs, entropies = [], []
         for h, y in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
@@ -72,23 +76,23 @@ class Scorer(nn.Module):
                 scored = self._score(head, h, y)
             logprobs.append(scored[0])
             entropies.append(scored[1])
-        return scatter(torch.cat(logprobs), batch.completion_mask), scatter(torch.cat(entropies), batch.completion_mask)
+        return scatter(torch.cat(logprobs), mask), scatter(torch.cat(entropies), mask)
 
     def _score(self, head: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return token_logprobs(head(hidden), targets, self.temperature)
 
 
 @torch.no_grad()
-def score(scorer: nn.Module, batch: Batch, rows: int) -> tuple[Tensor, Tensor]:
-    """`scorer(batch)` without gradient, a few rows at a time, in the order given. -> logprobs, entropies [B, T]"""
-    shape = batch.completion_mask.shape
-    logprobs = torch.zeros(shape, device=batch.ids.device)
-    entropies = torch.zeros(shape, device=batch.ids.device)
+def score(scorer: Callable[[Batch], Any], batch: Batch, rows: int) -> tuple[Tensor, ...]:
+    """`scorer(batch)` without gradient, a few rows at a time, in the order given. -> what it returns, each [B, T]"""
+    fields: list[Tensor] = []
     for chosen in micro_batches(batch, rows):
-        got, entropy = scorer(batch.rows(chosen))
-        logprobs[chosen, : got.shape[1]] = got
-        entropies[chosen, : got.shape[1]] = entropy
-    return logprobs, entropies
+        got = scorer(batch.rows(chosen))
+        if not fields:
+            fields = [torch.zeros(batch.completion_mask.shape, device=batch.ids.device) for _ in got]
+        for field, value in zip(fields, got, strict=True):
+            field[chosen, : value.shape[1]] = value
+    return tuple(fields)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,10 @@ def enforce(experiment: Experiment) -> None:
     _model(experiment)
     _data(experiment)
     _sampling_and_probe(experiment)
+    _guard_and_checkpoint(experiment)
     _reward(experiment)
-    algo_laws.optimizer(experiment.algo.optimizer, "algo.optimizer", experiment.steps)
+    if experiment.algo.kind != "best_of_n":
+        algo_laws.optimizer(experiment.algo.optimizer, "algo.optimizer", experiment.steps)
     algo_laws.LAWS[experiment.algo.kind](experiment)
 
 
@@ -145,6 +147,14 @@ def _sampling_and_probe(e: Experiment) -> None:
     for key in ("every", "prompts", "samples"):
         positive(getattr(e.probe, key), f"probe.{key}")
     need(e.probe.pairs >= 0, "probe.pairs", e.probe.pairs, "must be >= 0")
+
+
+def _guard_and_checkpoint(e: Experiment) -> None:
+    one_of(e.guard.nonfinite, ("stop", "skip"), "guard.nonfinite")
+    finite(e.guard.log_ratio, "guard.log_ratio", 0, open_low=True)
+    finite(e.guard.kl_nats_per_sequence, "guard.kl_nats_per_sequence", 0, open_low=True)
+    positive(e.checkpoint.every, "checkpoint.every")
+    positive(e.checkpoint.keep, "checkpoint.keep")
 
 
 def _reward(e: Experiment) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,28 +57,42 @@ class Probe:
         started = time.perf_counter()
         policy = self.policy
         policy.model.eval()
-        completions = sample(policy, self.prompts, self.cfg.samples, self.neutral, self._seed)
+        completions = self.answers()
         batch = batch_of(completions, policy.tokenizer.pad_token_id, policy.device)
         found = divergence(policy.model, policy.reference, batch, ROWS)
         metrics = kl_metrics(found, batch.completion_mask) | length_metrics(completions) | text_metrics(completions)
         rewards, components = self.rewards(completions)
-        gold = self._score("gold", self.data.gold, completions)
+        gold = self.gold(completions)
         if step == 0:
             self._reference_gold = gold  # nothing is trained yet: these are the reference's own answers
-        metrics |= self._reward_metrics(rewards, components, gold)
-        metrics |= self._pairs() | self._verified(completions)
+        metrics |= self.reward_metrics(rewards, components, gold)
+        metrics |= self._pairs() | self.verified(completions) | self._greedy()
         metrics["time/probe"] = time.perf_counter() - started
         sequence_kl = masked_sum(k1(found.logprobs, found.reference_logprobs), batch.completion_mask, -1)
         return metrics, sample_rows(step, completions, self.cfg.samples, sequence_kl, rewards, components, gold)
+
+    def state(self) -> dict[str, Any]:
+        """What later probes compare with and cannot be measured again: gold of the answers at step 0."""
+        return {"reference_gold": self._reference_gold}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._reference_gold = state["reference_gold"]
 
     @property
     def _seed(self) -> int:
         return derive(self.seed, "probe")
 
+    def answers(self) -> Completions:
+        """probe.samples completions of each prompt by the policy as it is now."""
+        return sample(self.policy, self.prompts, self.cfg.samples, self.neutral, self._seed)
+
     def _score(self, name: str, source: RewardSource | None, completions: Completions) -> Tensor | None:
         return None if source is None else torch.tensor(evaluate(name, source, samples_of(completions)))
 
-    def _reward_metrics(self, rewards: Tensor, components: dict[str, Tensor], gold: Tensor | None) -> dict[str, float]:
+    def gold(self, completions: Completions) -> Tensor | None:
+        return self._score("gold", self.data.gold, completions)
+
+    def reward_metrics(self, rewards: Tensor, components: dict[str, Tensor], gold: Tensor | None) -> dict[str, float]:
         metrics: dict[str, float] = {}
         if components:
             metrics["reward/proxy"] = float(rewards.mean())
@@ -116,19 +130,17 @@ class Probe:
             "pref/rejected_logprob": float(rejected.mean()),
         }
 
-    def _verified(self, completions: Completions) -> dict[str, float]:
-        verifier = self.data.verifier
-        if verifier is None:
+    def verified(self, completions: Completions) -> dict[str, float]:
+        sampled = self._score("verifier", self.data.verifier, completions)
+        return {} if sampled is None else {"accuracy/sampled": float(sampled.mean())}
+
+    def _greedy(self) -> dict[str, float]:
+        if self.data.verifier is None or not self.cfg.greedy:
             return {}
-        sampled = self._score("verifier", verifier, completions)
-        assert sampled is not None
-        metrics = {"accuracy/sampled": float(sampled.mean())}
-        if self.cfg.greedy:
-            answers = sample(self.policy, self.prompts, 1, self.neutral, self._seed, greedy=True)
-            greedy = self._score("verifier", verifier, answers)
-            assert greedy is not None
-            metrics["accuracy/greedy"] = float(greedy.mean())
-        return metrics
+        answers = sample(self.policy, self.prompts, 1, self.neutral, self._seed, greedy=True)
+        correct = self._score("verifier", self.data.verifier, answers)
+        assert correct is not None
+        return {"accuracy/greedy": float(correct.mean())}
 
 
 def kl_metrics(found: Divergence, mask: Tensor) -> dict[str, float]:

@@ -72,10 +72,20 @@ class Rollout:
     """Completions with everything a loss needs to know about them."""
 
     completions: Completions
-    rewards: Tensor  # [B] float32 from the reward source, before any KL term
+    rewards: Tensor  # [B] float32 from the reward source, before it is scaled and before any KL term
     components: Mapping[str, Tensor]  # name -> [B], the terms the reward is made of, unweighted
-    old_logprobs: Tensor | None  # [B, T] of the policy that sampled, by the trainer's own forward; None when unused
-    reference_logprobs: Tensor | None  # [B, T], None when the KL is not used
+    old_logprobs: Tensor | None = None  # [B, T] of the policy that sampled, by the trainer's own forward; None if unused
+    reference_logprobs: Tensor | None = None  # [B, T], None when the KL is not used
+    values: Tensor | None = None  # [B, T] of the critic before the update: V_t is the value before token t
+
+    @property
+    def finite(self) -> Tensor:
+        """[B] bool: reward, logprobs and values are all finite."""
+        fields = [f for f in (self.old_logprobs, self.reference_logprobs, self.values) if f is not None]
+        found = self.rewards.isfinite()
+        for field in fields:
+            found = found & (field.isfinite() | ~self.completions.mask).all(-1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -83,5 +93,7 @@ class Targets:
     """What the estimator makes of a rollout."""
 
     advantages: Tensor  # [B, T]
+    returns: Tensor | None  # [B, T], what the critic is trained on
     mask: Tensor  # [B, T] bool, tokens that enter the loss
+    usable: Tensor  # [B] bool, completions that may be trained on: everything about them is finite
     stats: Mapping[str, float]  # what to log about the estimate

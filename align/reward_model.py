@@ -52,6 +52,11 @@ class FloatHead(nn.Linear):
         return nn.functional.linear(hidden.float(), self.weight)
 
 
+def head_std(width: int) -> float:
+    """1 / sqrt(h + 1): scores start with a spread of order 1 (docs/algorithms.md P14, arXiv:2403.17031)."""
+    return (width + 1) ** -0.5
+
+
 def build_reward_model(cfg: Model, base: Any, tokenizer: Any, seed: int) -> RewardModel:
     """An untrained reward model on the base's storage: float32 head, LoRA drawn from `seed` alone."""
     assert cfg.lora is not None
@@ -64,8 +69,7 @@ def build_reward_model(cfg: Model, base: Any, tokenizer: Any, seed: int) -> Rewa
         backbone = twin(base).get_decoder()
         setattr(model, model.base_model_prefix, backbone)
         model.score = FloatHead(model.score.in_features, 1, bias=False, device=base.device)
-        # std 1 / sqrt(h + 1): scores start with spread of order 1 (docs/algorithms.md P14, arXiv:2403.17031)
-        nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
+        nn.init.normal_(model.score.weight, std=head_std(model.score.in_features))
         model.requires_grad_(False)
         peft = add_adapter(model, lora_config(cfg.lora, TaskType.SEQ_CLS, modules_to_save=["score"]))
     return RewardModel(peft, tokenizer)

@@ -25,14 +25,15 @@ class Rewards:
     """A weighted sum of reward sources. `sources` maps a term to (weight, source); empty for reward=none."""
 
     sources: Mapping[str, tuple[float, RewardSource]]
+    finite: bool = True  # False: a reward that is not finite is let through, and the loop leaves its completion out
 
     def __call__(self, completions: Completions) -> tuple[Tensor, dict[str, Tensor]]:
         """Total [B] and its unweighted terms, float32. Raises RewardError."""
-        totals, components = weighted_sum(self.sources, samples_of(completions))
+        totals, components = weighted_sum(self.sources, samples_of(completions), finite=self.finite)
         return torch.tensor(totals), {name: torch.tensor(values) for name, values in components.items()}
 
 
-def build_rewards(formula: str, data: Data, learned: RewardModel | None) -> Rewards:
+def build_rewards(formula: str, data: Data, learned: RewardModel | None, *, finite: bool = True) -> Rewards:
     """Raises ConfigError for a term that cannot be had."""
     known: dict[str, RewardSource | None] = {
         "learned": LearnedReward(learned.score) if learned else None,
@@ -47,7 +48,7 @@ def build_rewards(formula: str, data: Data, learned: RewardModel | None) -> Rewa
         if source is None:
             raise ConfigError(f"reward.formula={formula}: data={data.name} has no {name} to give")
         sources[name] = (weight, source)
-    return Rewards(sources)
+    return Rewards(sources, finite)
 
 
 def imported(name: str) -> RewardSource:

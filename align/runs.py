@@ -4,6 +4,8 @@
     meta.json        versions, device, config hash, fingerprints of data and start weights, what the run is called
     metrics.jsonl    one flushed object per line: phase, step, counters, then the metrics
     samples.jsonl    completions the probe looked at, one per line
+    events.jsonl     what a reader should see: numbers that were not finite, exploding ratios, a critic that knows nothing
+    checkpoints/     what `resume=true` goes on from (align/checkpoints.py)
     adapter/         the trained LoRA adapter (PEFT), or model/ with lora=none
     status.json      {"state": running | finished | failed | interrupted, ...}
 
@@ -27,6 +29,7 @@ import yaml
 STATES = ("running", "finished", "failed", "interrupted")
 # What differs between two runs of the same config on the same machine; everything else must be equal.
 VOLATILE = ("seconds", "time/", "memory/")
+LINES = ("metrics.jsonl", "samples.jsonl", "events.jsonl")
 
 
 class RunError(ValueError):
@@ -44,8 +47,7 @@ class Run:
         self.path = path
         self.counters: dict[str, int] = {"prompts": 0, "completions": 0, "gen_tokens": 0}
         self._started = time.monotonic()
-        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
-        self._samples = (path / "samples.jsonl").open("a", encoding="utf-8")
+        self._files = {name: (path / name).open("a", encoding="utf-8") for name in LINES}
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
@@ -62,6 +64,34 @@ class Run:
         run.status("running")
         return run
 
+    @classmethod
+    def reopen(cls, path: Path, position: Mapping[str, Any] | None) -> Self:
+        """Go on with a run that was cut off: its files are cut back to `position`, so no row stands twice.
+
+        Without a position it starts over. Raises RunError when the directory cannot be written.
+        """
+        sizes = position["sizes"] if position else dict.fromkeys(LINES, 0)
+        try:
+            for name in LINES:
+                with (path / name).open("ab") as file:
+                    file.truncate(sizes[name])
+            (path / "error.log").unlink(missing_ok=True)
+            run = cls(path)
+        except OSError as error:
+            raise RunError(f"run_dir={path} cannot be written: {error.strerror or error}") from error
+        if position:
+            run.counters = dict(position["counters"])
+            run._started -= position["seconds"]
+        run.status("running")
+        return run
+
+    def position(self) -> dict[str, Any]:
+        """Where the run stands: what `reopen` needs."""
+        for file in self._files.values():
+            file.flush()
+        sizes = {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+        return {"sizes": sizes, "counters": dict(self.counters), "seconds": time.monotonic() - self._started}
+
     def count(self, *, prompts: int, completions: int, gen_tokens: int) -> None:
         """Add to what the run has consumed so far; every later row carries the totals."""
         self.counters["prompts"] += prompts
@@ -73,15 +103,22 @@ class Run:
         row: dict[str, Any] = {"phase": phase, "step": step, **self.counters}
         row["seconds"] = round(time.monotonic() - self._started, 3)
         row |= {key: _number(value) for key, value in metrics.items()}
-        self._metrics.write(json.dumps(row) + "\n")
-        self._metrics.flush()
+        self._write("metrics.jsonl", [row])
         return row
 
     def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append completions (step, prompt id and text, completion, reward, length, ...) and flush them."""
+        self._write("samples.jsonl", rows)
+
+    def event(self, kind: str, step: int, sentence: str, **details: Any) -> None:
+        """Append something that a reader should see, with what it is about."""
+        row = {"kind": kind, "step": step, "what": sentence, **details}
+        self._write("events.jsonl", [{k: _number(v) if isinstance(v, float) else v for k, v in row.items()}])
+
+    def _write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
-            self._samples.write(json.dumps(dict(row)) + "\n")  # ASCII: a lone surrogate in a text must not stop a run
-        self._samples.flush()
+            self._files[name].write(json.dumps(dict(row)) + "\n")  # ASCII: a lone surrogate in a text must not stop a run
+        self._files[name].flush()
 
     def status(self, state: str, **details: Any) -> None:
         assert state in STATES, state
@@ -94,8 +131,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         seconds = round(time.monotonic() - self._started, 3)
-        self._metrics.close()
-        self._samples.close()
+        for file in self._files.values():
+            file.close()
         if kind is None:
             self.status("finished", seconds=seconds)
         elif issubclass(kind, KeyboardInterrupt):
@@ -164,6 +201,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise RunError(f"{path}, line {number}: expected an object, found {type(value).__name__}")
         objects.append(value)
     return objects
+
+
+def covers(path: Path, position: Mapping[str, Any]) -> bool:
+    """Whether the files of a run directory are at least as long as they were at `position`."""
+    return all((path / name).is_file() and (path / name).stat().st_size >= size for name, size in position["sizes"].items())
 
 
 def stable(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,10 +125,18 @@ class Preference:
 
 
 @dataclass
+class BestOfN:
+    kind: str = MISSING
+    name: str = MISSING
+
+
+@dataclass
 class Kl:
     where: str = MISSING
     estimator: str | None = MISSING
-    coef: float | None = MISSING
+    coef: float | None = MISSING  # with a target: where it starts
+    target_nats_per_sequence: float | None = MISSING
+    horizon_completions: float | None = MISSING
 
 
 @dataclass
@@ -136,12 +144,43 @@ class Ratio:
     level: str = MISSING
     clip_low: float | None = MISSING
     clip_high: float | None = MISSING
+    clip_dual: float | None = MISSING
 
 
 @dataclass
 class Truncation:
     mode: str = MISSING
     penalty: float | None = MISSING
+    ramp: float | None = MISSING  # share of the limit over which a penalty grows
+
+
+@dataclass
+class Scale:
+    normalise: str = MISSING
+    clip: float | None = MISSING
+
+
+@dataclass
+class Whiten:
+    rewards: bool = MISSING
+    advantages: bool = MISSING
+
+
+@dataclass
+class Gae:
+    gamma: float = MISSING
+    lam: float = MISSING
+    critic_lam: float | None = MISSING  # None: lam
+
+
+@dataclass
+class Critic:
+    kind: str = MISSING
+    init: str = MISSING
+    coef: float = MISSING
+    clip: float | None = MISSING
+    lr: float = MISSING
+    warmup_steps: int = MISSING
 
 
 @dataclass
@@ -150,7 +189,12 @@ class OnPolicy:
     name: str = MISSING
     prompts_per_step: int = MISSING
     group_size: int = MISSING
+    max_draws: int = MISSING  # batches of prompts that may be drawn to replace groups without a signal; 1: none is
     advantage: str = MISSING
+    gae: Gae | None = MISSING
+    critic: Critic | None = MISSING
+    scale: Scale = MISSING
+    whiten: Whiten = MISSING
     kl: Kl = MISSING
     ratio: Ratio = MISSING
     aggregate: str = MISSING
@@ -191,6 +235,19 @@ class Sampling:
 
 
 @dataclass
+class Guard:
+    nonfinite: str = MISSING
+    log_ratio: float = MISSING
+    kl_nats_per_sequence: float = MISSING
+
+
+@dataclass
+class Checkpoint:
+    every: int = MISSING
+    keep: int = MISSING
+
+
+@dataclass
 class Experiment:
     algo: Any = MISSING
     model: Model = MISSING
@@ -198,10 +255,13 @@ class Experiment:
     reward: Reward = MISSING
     probe: Probe = MISSING
     sampling: Sampling = MISSING
+    guard: Guard = MISSING
+    checkpoint: Checkpoint = MISSING
     seed: int = MISSING
     steps: int = MISSING
     run_dir: str | None = MISSING
     runs_root: str = MISSING
+    resume: bool = MISSING
     device: str = MISSING
     dtype: str = MISSING
     tracker: str = MISSING

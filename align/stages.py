@@ -14,6 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from align.data import Data, load
 from align.data.annotator import Pool, make_pool, pool_key, read_pool, write_pool
 from align.data.errors import DataError
@@ -79,11 +81,20 @@ def obtain_reward_model(
     else:
         path = stages_root(experiment) / f"reward-{_reward_key(experiment, policy, data)[:12]}"
         if not _finished(path):
-            shutil.rmtree(path, ignore_errors=True)
-            print(f"training the reward model first, once: {path}", flush=True)
-            execute(replace(experiment, algo=learned.algo, steps=learned.steps, run_dir=str(path),
-                            reward=Reward("none", None)))  # fmt: skip
+            _train(replace(experiment, algo=learned.algo, steps=learned.steps, run_dir=str(path),
+                           reward=Reward("none", None)), execute)  # fmt: skip
     return load_reward_model(experiment.model, policy.reference, policy.tokenizer, path / "adapter")
+
+
+def _train(experiment: Experiment, execute: Callable[[Experiment], Path]) -> None:
+    """A reward model's run; with resume=true what an interrupted one left is gone on with."""
+    path, processes = Path(str(experiment.run_dir)), PartialState()
+    if processes.is_main_process:
+        if not experiment.resume:
+            shutil.rmtree(path, ignore_errors=True)
+        print(f"training the reward model first, once: {path}", flush=True)
+    processes.wait_for_everyone()
+    execute(experiment)
 
 
 def stages_root(experiment: Experiment) -> Path:

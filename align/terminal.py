@@ -14,20 +14,20 @@ from rich.table import Table
 SHOWN = (
     ("reward", "{:.3g}", ("reward/mean", "reward/proxy")),
     ("acc", "{:.2f}", ("rm/accuracy", "pref/accuracy")),
-    ("KL", "{:.3g}", ("kl/exact", "kl/k1")),
+    ("KL", "{:.3g}", ("kl/exact", "kl/k1", "kl/bound")),
     ("length", "{:.0f}", ("length/mean",)),
     ("loss", "{:.3g}", ("loss",)),
 )
 # Rows of the closing table; what a run did not measure is left out.
 SUMMARY = ("reward/proxy", "reward/gold", "win/gold", "accuracy/sampled", "accuracy/greedy", "rm/accuracy",
-           "rm/gold_accuracy", "pref/accuracy", "kl/exact", "length/mean", "length/truncated", "text/rep3")  # fmt: skip
+           "rm/gold_accuracy", "pref/accuracy", "kl/exact", "kl/bound", "length/mean", "length/truncated", "text/rep3")  # fmt: skip
 
 
 class Terminal:
     """A progress bar on a terminal; a line every tenth of the run where output is not a terminal (logs, CI)."""
 
-    def __init__(self, title: str, steps: int):
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, title: str, steps: int, *, silent: bool = False):
+        self.console = Console(stderr=True, highlight=False, quiet=silent)
         self.title, self.steps = title, steps
         self.latest: dict[str, float] = {}
         self.probes: list[tuple[int, Mapping[str, float]]] = []
@@ -40,7 +40,7 @@ class Terminal:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=silent or not self.console.is_terminal)
         self.task = self.progress.add_task("probe", total=steps, shown="")
 
     def note(self, text: str) -> None:

@@ -30,21 +30,22 @@ class RewardError(ValueError):
 
 
 def weighted_sum(
-    sources: Mapping[str, tuple[float, RewardSource]], samples: Sequence[Sample]
+    sources: Mapping[str, tuple[float, RewardSource]], samples: Sequence[Sample], *, finite: bool = True
 ) -> tuple[list[float], dict[str, list[float]]]:
     """Total reward and its unweighted components.
 
         R_i = sum_k w_k r_k(sample_i)
 
     `sources` maps a name to (weight, source). Raises RewardError naming the source, the prompt and the completion
-    when a source raises, or returns the wrong count, None, NaN, an infinity or something that is not a number.
+    when a source raises, or returns the wrong count, None, something that is not a number or, unless finite=False, NaN
+    or an infinity.
     """
-    components = {name: evaluate(name, source, samples) for name, (_, source) in sources.items()}
+    components = {name: evaluate(name, source, samples, finite=finite) for name, (_, source) in sources.items()}
     totals = [sum(weight * components[name][i] for name, (weight, _) in sources.items()) for i in range(len(samples))]
     return totals, components
 
 
-def evaluate(name: str, source: RewardSource, samples: Sequence[Sample]) -> list[float]:
+def evaluate(name: str, source: RewardSource, samples: Sequence[Sample], *, finite: bool = True) -> list[float]:
     """Call one source and check what it returns. Raises RewardError."""
     if not samples:
         return []
@@ -60,17 +61,17 @@ def evaluate(name: str, source: RewardSource, samples: Sequence[Sample]) -> list
         raise RewardError(f"reward '{name}' returned {values!r}; expected {len(samples)} floats, one per completion")
     if len(values) != len(samples):
         raise RewardError(f"reward '{name}' returned {len(values)} values for {len(samples)} completions")
-    return [_checked(name, value, sample) for value, sample in zip(values, samples, strict=True)]
+    return [_checked(name, value, sample, finite) for value, sample in zip(values, samples, strict=True)]
 
 
-def _checked(name: str, value: Any, sample: Sample) -> float:
+def _checked(name: str, value: Any, sample: Sample, finite: bool) -> float:
     try:
         if isinstance(value, str | bytes):
             raise TypeError  # float("5") would work, and "good" would not: texts are refused whatever they say
         number = float(value)
     except (TypeError, ValueError):
         raise RewardError(f"reward '{name}' returned {value!r}, which is not a number\n{_show(sample)}") from None
-    if not math.isfinite(number):
+    if finite and not math.isfinite(number):
         raise RewardError(f"reward '{name}' returned {number}, which is not finite\n{_show(sample)}")
     return number
 

@@ -1,10 +1,13 @@
-"""Advantages: how much better was this completion than what could be expected?
+"""Advantages: how much better was this completion, or this token, than what could be expected?
 
-All take the rewards of K completions of each prompt, [prompts, K], and return [prompts, K].
+Those of a group take the rewards of K completions of each prompt, [prompts, K], and return [prompts, K]. Those of tokens
+take rewards [B, T] at the positions of `mask` [B, T] bool, which is True from the first token of a completion to its
+last, and return [B, T] with 0 elsewhere.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -53,7 +56,37 @@ def _from_first(rewards: Tensor) -> Tensor:
     return rewards - rewards[:, :1]
 
 
-ADVANTAGES = {
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimation (arXiv:1506.02438, eq. 16), backwards over each completion.
+
+        delta_t = r_t + gamma V_{t+1} - V_t
+        A_t     = delta_t + gamma lam A_{t+1}
+
+    V_t is the value before token t. A completion is an episode: after its last token V and A are 0, whether it ended or
+    was cut off. lam = 0 is the TD error, gamma = lam = 1 the return less the value.
+    rewards, values [B, T], mask [B, T] bool -> [B, T], 0 where mask is False
+    """
+    assert rewards.shape == values.shape == mask.shape, (rewards.shape, values.shape, mask.shape)
+    nothing = torch.zeros_like(rewards)
+    rewards, values = torch.where(mask, rewards, nothing), torch.where(mask, values, nothing)
+    advantages = torch.zeros_like(rewards)
+    following_advantage = following_value = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * following_value - values[:, t]
+        following_advantage = torch.where(mask[:, t], delta + gamma * lam * following_advantage, nothing[:, t])
+        advantages[:, t], following_value = following_advantage, values[:, t]
+    return advantages
+
+
+def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """What is still to come, this token's reward included: sum_{s >= t} gamma^(s - t) r_s.
+
+    rewards [B, T], mask [B, T] bool -> [B, T], 0 where mask is False
+    """
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
+
+
+GROUP = {
     "group_centered": group_centered,
     "group_normalized": group_normalized,
     "leave_one_out": leave_one_out,

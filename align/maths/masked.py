@@ -23,3 +23,24 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """
     count = mask.sum() if dim is None else mask.sum(dim)
     return masked_sum(values, mask, dim) / count.clamp(min=1)
+
+
+def masked_var(values: Tensor, mask: Tensor) -> Tensor:
+    """Population variance over all positions where mask is True, 0 where there is none. [..., T] -> scalar"""
+    centered = values - masked_mean(values, mask)
+    return masked_mean(centered.square(), mask)
+
+
+def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """Values in units of their spread over the whole batch; 0 where mask is False.
+
+        (x - mean) / sqrt(var + eps)
+        (x - mean) / sqrt(var + eps) + mean      with shift_mean=False: the level of a reward is kept, its scale is not
+
+    Variance with n in its denominator, as lm-human-preferences (docs/algorithms.md, P11 and P17). values [B, T], mask [B, T] bool -> [B, T]
+    """
+    mean = masked_mean(values, mask)
+    whitened = (values - mean) * (masked_var(values, mask) + eps).rsqrt()
+    if not shift_mean:
+        whitened = whitened + mean
+    return torch.where(mask, whitened, torch.zeros_like(whitened))

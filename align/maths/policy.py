@@ -27,21 +27,33 @@ def log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, level: str) 
 
 
 def clipped_surrogate(
-    log_ratios: Tensor, advantages: Tensor, clip_low: float | None, clip_high: float | None
-) -> tuple[Tensor, Tensor]:
+    log_ratios: Tensor,
+    advantages: Tensor,
+    clip_low: float | None,
+    clip_high: float | None,
+    clip_dual: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """PPO's pessimistic objective as a loss (arXiv:1707.06347, eq. 7), with separate bounds (arXiv:2503.14476).
 
         loss = -min(r A, clip(r, 1 - low, 1 + high) A),   r = exp(log_ratio)
+        A < 0 and clip_dual = c:  loss = min(loss, -c A)      (dual clip, arXiv:1912.09729, eq. 5)
 
     At r = 1 the gradient is that of REINFORCE, -A grad log p. None for both bounds leaves r unclipped.
-    log_ratios, advantages [B, T] or [B, 1], broadcast -> loss [B, T] or [B, 1], clipped (bool, where the bound acted)
+    log_ratios, advantages [B, T] or [B, 1], broadcast
+    -> loss [B, T] or [B, 1], and where each of the two bounds acted (bool): clipped, dual
     """
     ratio = log_ratios.exp()
     plain = ratio * advantages
+    nowhere = torch.zeros_like(plain, dtype=torch.bool)
     if clip_low is None or clip_high is None:
-        return -plain, torch.zeros_like(plain, dtype=torch.bool)
+        return -plain, nowhere, nowhere
     bounded = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return -torch.minimum(plain, bounded), bounded < plain
+    losses = -torch.minimum(plain, bounded)
+    clipped = bounded < plain
+    if clip_dual is None:
+        return losses, clipped, nowhere
+    ceiling = torch.where(advantages < 0, -clip_dual * advantages, torch.full_like(plain, torch.inf))
+    return torch.minimum(losses, ceiling), clipped, losses > ceiling
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from align import runs
 from align.report.text import config_value, one_line
 
 # Where a run is written and who watches it is no part of the experiment.
-NOT_THE_EXPERIMENT = ("seed", "run_dir", "runs_root", "tracker", "resume")
+NOT_THE_EXPERIMENT = ("seed", "run_dir", "runs_root", "tracker", "resume", "checkpoint")
 ABSENT = object()  # what `differing` compares a missing key as: not the same as null
 LABEL_PARTS = 3
 

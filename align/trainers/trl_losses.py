@@ -37,14 +37,30 @@ class _Prepared:
     def _send_telemetry(self) -> None:
         """TRL would report class, model and device; the environment variable alone is too late once hub is imported."""
 
+    def begin_at(self, step: int, rule: str, skipped: Callable[[], None]) -> None:
+        """The update to start at, what to do about numbers that are not finite, and whom to tell when one is skipped."""
+        self._begin, self._rule, self._skipped = step, rule, skipped
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Trainer's own resume reads a checkpoint folder of its own; ours only needs the counter to start elsewhere."""
+        epochs = super()._init_training_state(*args, **kwargs)  # type: ignore[misc]
+        self.state.global_step = self._begin  # type: ignore[attr-defined]
+        return epochs
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
-        self._need_finite("loss", loss)
+        if self._rule == "stop":
+            self._need_finite("loss", loss)
         return loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[misc]
-        self._need_finite("gradient norm", norm)
+        if self._rule == "stop":
+            self._need_finite("gradient norm", norm)
+        elif not math.isfinite(norm):  # of the summed gradient: the same on every process
+            for parameter in model.parameters():
+                parameter.grad = None  # AdamW passes over what has no gradient
+            self._skipped()
         return norm
 
     def _need_finite(self, what: str, value: Any) -> None:

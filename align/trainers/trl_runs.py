@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,44 +24,44 @@ from align.maths import preference
 from align.refusals import ConfigError
 from align.trainers import trl_data
 from align.trainers.trl_losses import PREFERENCE, REFERENCE_FREE, REWARD, SFT, Kind, base_of
-from align.trainers.trl_watch import Watch, Watcher, start_loss
+from align.trainers.trl_watch import Watch, Watcher, start_loss, trainable
 from reward_models.base import evaluate
 
 if TYPE_CHECKING:
     from align.data import Data
+    from align.opened import OpenRun
     from align.schema import Experiment
 
-Log = Callable[[int, dict[str, float]], None]
 ProbeAt = Callable[[int], None]
 
 
-def train_preference(experiment: Experiment, policy: Any, data: Data, log: Log, probe: ProbeAt) -> None:
+def train_preference(opened: OpenRun, policy: Any, data: Data, probe: ProbeAt) -> None:
     """Train the policy on preference pairs with the loss that `experiment.algo.loss` names.
 
-    `log` gets a row per update, counted from 1; `probe` is called with 0 before the first and with n after the n-th.
-    Raises RuntimeError when the first loss shows that the reference is not where training starts, FloatingPointError
-    when a loss or gradient is not finite, DataError when the pairs do not do for the loss.
+    `opened.log` gets a row per update, counted from 1; `probe` is called with 0 before the first and with n after the
+    n-th. Raises RuntimeError when the first loss shows that the reference is not where training starts,
+    FloatingPointError when a loss or gradient is not finite, DataError when the pairs do not do for the loss.
     """
-    algo = experiment.algo
+    algo, experiment = opened.experiment.algo, opened.experiment
     rows = _laid_out(trl_data.pair_rows(policy.tokenizer, data.train_pairs), algo.pairs_per_step, experiment)
     kind = PREFERENCE[algo.loss]
     beta = None if algo.loss in REFERENCE_FREE else algo.beta
-    watch = Watch(log, probe, beta, start_loss(algo))
+    watch = Watch(opened.log, probe, beta, start_loss(algo), opened.keeper)
     _train(kind, experiment, policy, kind.layout(rows, algo.pairs_per_step), watch)
 
 
-def train_sft(experiment: Experiment, policy: Any, data: Data, log: Log, probe: ProbeAt) -> None:
-    """Train the policy to imitate the data's demonstrations; `log` and `probe` as in `train_preference`."""
+def train_sft(opened: OpenRun, policy: Any, data: Data, probe: ProbeAt) -> None:
+    """Train the policy to imitate the data's demonstrations; `probe` as in `train_preference`."""
     rows = trl_data.demonstration_rows(policy.tokenizer, data.demonstrations)
-    rows = _laid_out(rows, experiment.algo.examples_per_step, experiment)
-    _train(SFT, experiment, policy, rows, Watch(log, probe))
+    rows = _laid_out(rows, opened.experiment.algo.examples_per_step, opened.experiment)
+    _train(SFT, opened.experiment, policy, rows, Watch(opened.log, probe, keeper=opened.keeper))
 
 
-def train_reward(experiment: Experiment, reward_model: Any, data: Data, log: Log, probe: ProbeAt) -> None:
-    """Train a reward model on preference pairs; `log` and `probe` as in `train_preference`."""
+def train_reward(opened: OpenRun, reward_model: Any, data: Data, probe: ProbeAt) -> None:
+    """Train a reward model on preference pairs; `probe` as in `train_preference`."""
     rows = trl_data.reward_rows(reward_model.tokenizer, data.train_pairs)
-    rows = _laid_out(rows, experiment.algo.pairs_per_step, experiment)
-    _train(REWARD, experiment, reward_model, rows, Watch(log, probe))
+    rows = _laid_out(rows, opened.experiment.algo.pairs_per_step, opened.experiment)
+    _train(REWARD, opened.experiment, reward_model, rows, Watch(opened.log, probe, keeper=opened.keeper))
 
 
 def reward_metrics(reward_model: Any, data: Data, pairs: int) -> dict[str, float]:
@@ -112,10 +112,30 @@ def build_trainer(kind: Kind, experiment: Experiment, policy: Any, rows: list[tr
 
 
 def _train(kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.Row], watch: Watch) -> None:
+    """Rows are in the order of training, so going on from step n is leaving out those of the first n steps."""
+    start = watch.keeper.start if watch.keeper else None
+    done = start.step if start else 0
+    if start is not None:
+        _load(policy.model, start.weights)
     with tempfile.TemporaryDirectory() as nowhere, _quiet(), _own_forward(policy):  # TRL needs a folder; it stays empty
-        trainer = build_trainer(kind, experiment, policy, rows, Path(nowhere))
-        trainer.add_callback(Watcher(watch))
+        trainer = build_trainer(kind, experiment, policy, rows[done * (len(rows) // experiment.steps) :], Path(nowhere))
+        watcher = Watcher(watch)
+        watcher.trained = policy.model
+
+        def skipped() -> None:
+            watcher.skipped += 1
+
+        trainer.begin_at(done, experiment.guard.nonfinite, skipped)
+        trainer.add_callback(watcher)
         trainer.train()
+
+
+@torch.no_grad()
+def _load(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    own = trainable(model)
+    assert own.keys() == weights.keys(), own.keys() ^ weights.keys()
+    for name, parameter in own.items():
+        parameter.copy_(weights[name])
 
 
 def _laid_out(rows: list[trl_data.Row], per_step: int, experiment: Experiment) -> list[trl_data.Row]:

@@ -5,17 +5,16 @@ Steps count as in the on-policy loop: row n is about the n-th update, the probe 
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 from transformers import TrainerCallback
 
+from align.checkpoints import Keeper, Snapshot, restore_rng, rng_state
 from align.maths import preference
 
 # TRL's key -> ours. What is not here is dropped (its times and token counts: we have our own).
@@ -77,6 +76,7 @@ class Watch:
     probe: Callable[[int], None]  # called at step 0 and after each update; it knows whether it is due
     beta: float | None = None  # of the loss's reference; see `translate`
     start_loss: float | None = None  # what the first row's loss must be
+    keeper: Keeper | None = None  # of checkpoints; None keeps none
 
 
 class Watcher(TrainerCallback):
@@ -84,13 +84,29 @@ class Watcher(TrainerCallback):
 
     def __init__(self, watch: Watch):
         self.watch = watch
+        self.trained: Any = None  # the module whose weights are kept
+        self.skipped = 0  # updates that guard.nonfinite left out since the last row
         self._began = 0.0
+        self._parts: dict[str, Any] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._probe(0)
+    @property
+    def _start(self) -> Snapshot | None:
+        return self.watch.keeper.start if self.watch.keeper else None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        self._parts = parts
+        start = self._start
+        if start is None:
+            self._probe(0)
+            return
+        parts["optimizer"].load_state_dict(start.state["optimizer"])
+        parts["lr_scheduler"].load_state_dict(start.state["schedule"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
+        if self._start is not None and state.global_step == self._start.step:
+            assert self.watch.keeper is not None
+            self.watch.keeper.restore_rng()  # here: a data loader draws from the global stream when it starts
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Called once after each optimizer step, and once more with a summary that has no "loss"."""
@@ -99,10 +115,17 @@ class Watcher(TrainerCallback):
         step, row = state.global_step, translate(logs, self.watch.beta)
         if step == 1:
             self._check_start(row["loss"])
+        row["guard/skipped_updates"] = self.skipped
+        self.skipped = 0
         row["time/update"] = time.perf_counter() - self._began
         if state.is_world_process_zero:
             self.watch.log(step, row)
         self._probe(step)
+        if self.watch.keeper is not None:
+            self.watch.keeper.save(step, lambda: trainable(self.trained), self._state)
+
+    def _state(self) -> dict[str, Any]:
+        return {"optimizer": self._parts["optimizer"].state_dict(), "schedule": self._parts["lr_scheduler"].state_dict()}
 
     def _probe(self, step: int) -> None:
         with kept_rng():
@@ -117,16 +140,16 @@ class Watcher(TrainerCallback):
             )
 
 
+def trainable(model: Any) -> dict[str, torch.Tensor]:
+    """Everything that training changes, by name."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
 @contextmanager
 def kept_rng() -> Iterator[None]:
     """Whatever is drawn inside, the random streams outside go on as if nothing had been."""
-    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    state = rng_state()
     try:
         yield
     finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+        restore_rng(state)

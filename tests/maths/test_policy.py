@@ -49,29 +49,61 @@ def test_ratio_levels_by_hand():
     ],
 )
 def test_the_surrogate_is_the_worse_of_the_two(ratio, advantage, loss, clipped):
-    got, acted = clipped_surrogate(tensor([[math.log(ratio)]]), tensor([[advantage]]), 0.2, 0.2)
+    got, acted, dual = clipped_surrogate(tensor([[math.log(ratio)]]), tensor([[advantage]]), 0.2, 0.2)
     assert_close(got, tensor([[loss]]))
     assert acted.item() is clipped
+    assert not dual.item()
 
 
-@pytest.mark.parametrize("clip", [None, 0.2])
-def test_at_ratio_one_the_gradient_is_reinforce(clip):
+@pytest.mark.parametrize(("clip", "dual"), [(None, None), (0.2, None), (0.2, 3.0)])
+def test_at_ratio_one_the_gradient_is_reinforce(clip, dual):
     logprobs = tensor([[-1.0, -2.0]], requires_grad=True)
     advantages = tensor([[2.0, -3.0]])
-    loss, _ = clipped_surrogate(logprobs - logprobs.detach(), advantages, clip, clip)
+    loss, *acted = clipped_surrogate(logprobs - logprobs.detach(), advantages, clip, clip, dual)
     (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
     assert_close(gradient, -advantages)
+    assert not torch.stack(acted).any()
 
 
 def test_a_clipped_token_has_no_gradient():
     log_ratios = tensor([[math.log(1.5)]], requires_grad=True)
-    loss, _ = clipped_surrogate(log_ratios, tensor([[1.0]]), 0.2, 0.2)
+    loss, _, _ = clipped_surrogate(log_ratios, tensor([[1.0]]), 0.2, 0.2)
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratios)
     assert gradient.item() == 0.0
 
 
 def test_asymmetric_bounds_are_not_mixed_up():
-    up, _ = clipped_surrogate(tensor([[math.log(1.25)]]), tensor([[1.0]]), 0.2, 0.28)
+    up, _, _ = clipped_surrogate(tensor([[math.log(1.25)]]), tensor([[1.0]]), 0.2, 0.28)
     assert_close(up, tensor([[-1.25]]))  # below 1 + high
-    down, _ = clipped_surrogate(tensor([[math.log(0.75)]]), tensor([[-1.0]]), 0.2, 0.28)
+    down, _, _ = clipped_surrogate(tensor([[math.log(0.75)]]), tensor([[-1.0]]), 0.2, 0.28)
     assert_close(down, tensor([[0.8]]))  # bounded by 1 - low
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "dual"),
+    [
+        (5.0, -2.0, 6.0, True),  # the loss would be 5 x 2 and is held at 3 x 2
+        (2.0, -2.0, 4.0, False),  # below the bound
+        (0.5, -2.0, 1.6, False),  # the ordinary clip, 0.8 x 2
+        (5.0, 2.0, -2.4, False),  # only bad actions: the ordinary clip, 1.2 x 2
+        (5.0, 0.0, 0.0, False),
+    ],
+)
+def test_dual_clip_bounds_the_loss_of_a_bad_action_that_became_likely(ratio, advantage, loss, dual):
+    got, _, acted = clipped_surrogate(tensor([[math.log(ratio)]]), tensor([[advantage]]), 0.2, 0.2, 3.0)
+    assert_close(got, tensor([[loss]]))
+    assert acted.item() is dual
+
+
+def test_the_gradient_is_zero_where_dual_clip_acts_and_untouched_elsewhere():  # d(-r A) / d log r = -r A
+    log_ratios = tensor([[math.log(5.0), math.log(2.0)]], requires_grad=True)
+    loss, _, _ = clipped_surrogate(log_ratios, tensor([[-2.0, -2.0]]), 0.2, 0.2, 3.0)
+    (gradient,) = torch.autograd.grad(loss.sum(), log_ratios)
+    assert_close(gradient, tensor([[0.0, 4.0]]))
+
+
+def test_one_ratio_per_sequence_meets_one_advantage_per_token():
+    loss, clipped, dual = clipped_surrogate(tensor([[math.log(5.0)]]), tensor([[-1.0, 1.0]]), 0.2, 0.2, 3.0)
+    assert_close(loss, tensor([[3.0, -1.2]]))
+    assert clipped.tolist() == [[False, True]]
+    assert dual.tolist() == [[True, False]]

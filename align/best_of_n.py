@@ -1,0 +1,69 @@
+"""Best of n: nothing is trained, the best of n answers by the reward is taken. The baseline every trained arm must beat.
+
+Step s takes the best of n = 2^s, so a run's rows are the curve of reward against KL. Its KL to the policy that is sampled
+from is at most log n - (n - 1) / n nats per sequence, with equality when no two answers are the same or have the same
+reward (arXiv:2401.01879, theorem 1: an upper bound in general).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from align.data import Data
+from align.models import Policy
+from align.probe import Probe, length_metrics, sample_rows, text_metrics
+from align.records import Completions
+from align.rewards import Rewards
+from align.rollouts import joined, taken
+from align.sampling import sample
+from align.schema import Experiment
+from align.seeds import derive
+
+
+def kl_bound(n: int) -> float:
+    """log n - (n - 1) / n, nats per sequence."""
+    return math.log(n) - (n - 1) / n
+
+
+class BestOfN:
+    """Candidates of each probed answer: the answer every other arm has at step 0, then more from the same policy."""
+
+    def __init__(self, experiment: Experiment, policy: Policy, data: Data, rewards: Rewards):
+        self.ruler = Probe(experiment.probe, experiment.sampling, policy, data, rewards, experiment.seed)
+        self.most, self.seed, self.rewards = 2**experiment.steps, experiment.seed, rewards
+        self.candidates: Completions | None = None
+        self.scores = torch.zeros(0)
+
+    def measure(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """The probe of the best of 2^step answers. Step 0 is everybody's."""
+        metrics, samples = self.ruler.measure(0) if step == 0 else self._best(2**step)
+        return metrics | {"kl/bound": kl_bound(2**step)}, samples
+
+    def _best(self, n: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        if self.candidates is None:
+            self.candidates = self._sampled()
+            self.scores = self.rewards(self.candidates)[0]
+        rows = torch.arange(len(self.scores)).view(-1, self.most)[:, :n]
+        best = rows.gather(1, self.scores[rows].argmax(-1, keepdim=True)).squeeze(-1).tolist()
+        chosen: Completions = taken(self.candidates, best)
+        rewards, components = self.rewards(chosen)
+        gold = self.ruler.gold(chosen)
+        metrics = length_metrics(chosen) | text_metrics(chosen) | self.ruler.reward_metrics(rewards, components, gold)
+        # log p - log q of a chosen answer is 0: what is shown for it is the bound
+        kl = torch.full((len(best),), kl_bound(n))
+        samples = sample_rows(n.bit_length() - 1, chosen, self.ruler.cfg.samples, kl, rewards, components, gold)
+        return metrics | self.ruler.verified(chosen), samples
+
+    def _sampled(self) -> Completions:
+        """[prompts x samples x 2^steps], the answers of the probe first in each."""
+        ruler, others = self.ruler, self.most - 1
+        first = ruler.answers()
+        more = sample(ruler.policy, ruler.prompts, ruler.cfg.samples * others, ruler.neutral,
+                      derive(self.seed, "best_of_n"))  # fmt: skip
+        return joined([
+            part for i in range(len(first.texts))
+            for part in (taken(first, [i]), taken(more, range(i * others, (i + 1) * others)))
+        ])  # fmt: skip

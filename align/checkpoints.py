@@ -1,0 +1,167 @@
+"""Checkpoints: what a run needs to go on as if it had never been stopped.
+
+    checkpoints/step-000020/
+        weights.safetensors   everything that training changes
+        state.pt              optimizer, schedule, random streams, controllers, positions (tensors and plain values only)
+        manifest.json         SHA-256 of the two files above
+
+A checkpoint is written beside, flushed to disk and renamed, so it is whole or it is not there. One that was damaged later
+does not match its manifest, and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from align.schema import Checkpoint
+
+FILES = ("weights.safetensors", "state.pt")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One checkpoint in memory."""
+
+    step: int
+    weights: Mapping[str, Tensor]
+    state: Mapping[str, Any]  # of the trainer
+    run: Mapping[str, Any]  # of the run directory: counters, seconds, sizes of its files
+    probe: Mapping[str, Any]
+    rng: list[Mapping[str, Any]]  # of each process
+
+
+@dataclass
+class Keeper:
+    """Saves when a checkpoint is due, and holds the one that this run goes on from."""
+
+    folder: Path
+    cfg: Checkpoint
+    steps: int
+    accelerator: Accelerator
+    run_state: Callable[[], Mapping[str, Any]]
+    start: Snapshot | None = None
+    probe_state: Callable[[], Mapping[str, Any]] = field(default=dict)
+
+    def save(self, step: int, weights: Callable[[], Mapping[str, Tensor]], state: Callable[[], Mapping[str, Any]]) -> None:
+        """Every checkpoint.every steps, but not where the run starts, goes on or ends."""
+        begun = self.start.step if self.start else 0
+        if step % self.cfg.every or not begun < step < self.steps:
+            return
+        streams = gather_object([rng_state()])
+        if self.accelerator.is_main_process:
+            write(self.folder, Snapshot(step, weights(), state(), self.run_state(), self.probe_state(), streams))
+            prune(self.folder, self.cfg.keep)
+        self.accelerator.wait_for_everyone()
+
+    def restore_rng(self) -> None:
+        """The random streams of this process, when as many processes go on as were stopped."""
+        if self.start is not None and len(self.start.rng) == self.accelerator.num_processes:
+            restore_rng(self.start.rng[self.accelerator.process_index])
+
+
+def write(folder: Path, snapshot: Snapshot) -> Path:
+    """Write aside, flush, rename. What an earlier process left half-written is removed. -> the checkpoint's folder"""
+    target = folder / f"step-{snapshot.step:06d}"
+    aside = folder / f".{target.name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file({name: value.contiguous().cpu() for name, value in snapshot.weights.items()}, aside / FILES[0])
+    rest = {"step": snapshot.step, "state": snapshot.state, "run": snapshot.run, "probe": snapshot.probe, "rng": snapshot.rng}
+    torch.save(rest, aside / FILES[1])
+    sums = {name: _flushed_sha256(aside / name) for name in FILES}
+    (aside / "manifest.json").write_text(json.dumps(sums))
+    _flushed_sha256(aside / "manifest.json")
+    if target.exists():  # a damaged one that was skipped
+        shutil.rmtree(target)
+    aside.rename(target)
+    _flush_folder(folder)
+    return target
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest. The manifest goes first: half a checkpoint must not look like one."""
+    for old in _newest_first(folder)[keep:]:
+        (old / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(old)
+
+
+def snapshots(folder: Path) -> Iterator[Snapshot]:
+    """Whole checkpoints, the newest first. Warns of each that is damaged."""
+    for path in _newest_first(folder):
+        try:
+            yield _read(path)
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            warnings.warn(f"checkpoint {path} is damaged ({error}); the one before it is used", stacklevel=2)
+
+
+def _read(path: Path) -> Snapshot:
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name in FILES:
+        if _sha256(path / name) != manifest[name]:
+            raise ValueError(f"{name} does not match its checksum")
+    rest = torch.load(path / FILES[1], map_location="cpu", weights_only=True)
+    return Snapshot(rest["step"], load_file(path / FILES[0]), rest["state"], rest["run"], rest["probe"], rest["rng"])
+
+
+def rng_state() -> dict[str, Any]:
+    """Every global random stream of this process, as tensors and plain values."""
+    kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, torch.tensor(keys.astype("int64")), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_rng(state: Mapping[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flushed_sha256(path: Path) -> str:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return _sha256(path)
+
+
+def _flush_folder(path: Path) -> None:
+    """The rename itself, where the system can flush a folder."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,33 @@
+"""What a critic is trained on, and how good it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from align.maths.masked import masked_var
+
+
+def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    """Half the squared error of each value, pessimistic about moving far from the old one (PPO's value clipping).
+
+        loss = max((V - R)^2, (V_c - R)^2) / 2,   V_c = V_old + clip(V - V_old, -c, c)
+
+    all [B, T] -> loss [B, T], where the bound acted (bool)
+    """
+    plain = (values - returns).square() / 2
+    if clip is None:
+        return plain, torch.zeros_like(plain, dtype=torch.bool)
+    bounded = ((old_values + (values - old_values).clamp(-clip, clip)) - returns).square() / 2
+    return torch.maximum(plain, bounded), bounded > plain
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(R - V) / Var(R) over the positions of mask: 1 is a perfect critic, 0 no better than a constant, < 0 worse.
+
+    0 where the returns do not vary. values, returns [B, T], mask [B, T] bool -> scalar
+    """
+    spread = masked_var(returns, mask)
+    if spread == 0:
+        return torch.zeros_like(spread)
+    return 1 - masked_var(returns - values, mask) / spread

@@ -1,0 +1,130 @@
+"""A run that is open: where its rows, probes and checkpoints go. On several processes the main one writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from align.checkpoints import Keeper, Snapshot
+from align.data import Data
+from align.models import Policy
+from align.probe import Probe
+from align.rewards import Rewards
+from align.runs import Run
+from align.schema import Experiment
+from align.terminal import Terminal
+
+Measure = Callable[[int], tuple[dict[str, float], list[dict[str, Any]]]]
+
+
+@dataclass
+class OpenRun:
+    """An open run with its terminal: where metrics go. `run` is None on every process but the main one."""
+
+    experiment: Experiment
+    path: Path
+    run: Run | None
+    terminal: Terminal
+    accelerator: Accelerator
+    start: Snapshot | None = None  # what it goes on from
+    keeper: Keeper = field(init=False)
+
+    def __post_init__(self) -> None:
+        e = self.experiment
+        where = self.run.position if self.run else dict
+        self.keeper = Keeper(self.path / "checkpoints", e.checkpoint, e.steps, self.accelerator, where, self.start)
+
+    def log(self, step: int, metrics: dict[str, float], phase: str = "train") -> None:
+        if self.run is None:
+            return
+        metrics["memory/peak_gb"] = peak_memory_gb(self.accelerator.device)
+        row = self.run.log(phase, step, metrics)
+        self.accelerator.log({f"{phase}/{key}": value for key, value in row.items() if isinstance(value, float)}, step)
+        self.terminal.row(phase, step, metrics)
+
+    def count(self, **consumed: int) -> None:
+        if self.run is not None:
+            self.run.count(**consumed)
+
+    def event(self, kind: str, step: int, sentence: str, **details: Any) -> None:
+        """Something that a reader should see: said on the terminal, kept in events.jsonl."""
+        if self.run is not None:
+            self.run.event(kind, step, sentence, **details)
+            self.terminal.note(f"  {sentence}")
+
+    def prober(self, measure: Measure) -> Callable[[int], None]:
+        """A function of the step that probes when it is due: at 0, every probe.every steps and at the end.
+
+        The main process probes, the others wait.
+        """
+        done = {self.start.step} if self.start else set[int]()
+
+        def probe(step: int) -> None:
+            due = step % self.experiment.probe.every == 0 or step == self.experiment.steps
+            if not due or step in done:
+                return
+            done.add(step)
+            if self.run is not None:
+                self.terminal.probing(step)
+                metrics, samples = measure(step)
+                self.log(step, metrics, phase="probe")
+                self.run.log_samples(samples)
+            self.accelerator.wait_for_everyone()
+
+        return probe
+
+    def policy_prober(self, policy: Policy, data: Data, rewards: Rewards) -> Callable[[int], None]:
+        """The ruler, with the invariant that a policy that has not been trained has no KL to its reference."""
+        e = self.experiment
+        ruler = Probe(e.probe, e.sampling, policy, data, rewards, e.seed)
+        if self.start is not None:
+            ruler.restore(self.start.probe)
+        self.keeper.probe_state = ruler.state
+
+        def measure(step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+            metrics, samples = ruler.measure(step)
+            if step == 0 and any(metrics[key] != 0 for key in ("kl/k1", "kl/k3", "kl/exact")):
+                raise RuntimeError(f"KL to the reference at step 0 is {metrics['kl/k1']:.3g} nats, not 0: policy and "
+                                   "reference do not start from the same weights")  # fmt: skip
+            self._report_kl(step, samples)
+            return metrics, samples
+
+        return self.prober(measure)
+
+    def _report_kl(self, step: int, samples: list[dict[str, Any]]) -> None:
+        limit = self.experiment.guard.kl_nats_per_sequence
+        far = [row for row in samples if not row["kl"] <= limit]
+        if far:
+            worst: Mapping[str, Any] = max(far, key=lambda row: row["kl"])
+            self.event(
+                "kl", step,
+                f"step {step}: {len(far)} probed completions are more than {limit:g} nats from the reference, "
+                f"at most {worst['kl']:.3g} (guard.kl_nats_per_sequence)",
+                prompt_id=worst["prompt_id"], prompt=worst["prompt"], completion=worst["completion"], kl=worst["kl"],
+            )  # fmt: skip
+
+    def saving(self, trained: Any, train: Callable[[], None]) -> None:
+        """Train, and save what was trained also when the user interrupts: what was learned so far is usable."""
+        try:
+            train()
+        except KeyboardInterrupt:
+            if self.run is not None:
+                trained.save(self.path)
+                self.terminal.note(f"interrupted; what was trained so far is in {self.path}; resume=true goes on with it")
+            raise
+        if self.run is not None:
+            trained.save(self.path)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak of the accelerator's memory, or of the process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -1,0 +1,83 @@
+"""Which folder a run has: a new one, or with `resume=true` that of the run of this config that was cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.checkpoints import Snapshot, snapshots
+from align.config import CIRCUMSTANCES, config_hash, plain
+from align.runs import RunError, RunRecord, covers, free_name, read
+from align.schema import Experiment
+
+
+@dataclass(frozen=True)
+class Place:
+    """The run directory; `before` is what an earlier start of this run left there."""
+
+    path: Path
+    before: RunRecord | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.before is not None and self.before.state == "finished"
+
+
+def place(experiment: Experiment) -> Place:
+    """Raises RunError when run_dir is taken, or holds another experiment than the one to go on with."""
+    if experiment.run_dir is not None:
+        path = Path(experiment.run_dir).expanduser()
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return Place(path)
+        if not experiment.resume:
+            raise RunError(f"run_dir={path} already exists and is not empty; resume=true goes on with it, or name another "
+                           "folder")  # fmt: skip
+        return _earlier(path, experiment)
+    digest = config_hash(plain(experiment))[:6]
+    names = (experiment.algo.name, experiment.model.name, experiment.data.name)
+    root, name = Path(experiment.runs_root).expanduser(), "-".join((*names, f"s{experiment.seed}", digest))
+    free = free_name(root, name)
+    number = 1 if free.name == name else int(free.name.rpartition("-")[2])
+    if not experiment.resume or number == 1:
+        return Place(free)
+    return _earlier(root / (name if number == 2 else f"{name}-{number - 1}"), experiment)
+
+
+def _earlier(path: Path, experiment: Experiment) -> Place:
+    if not (path / "meta.json").is_file():  # stopped before it was open
+        if not path.is_dir() or any(file.name != "config.yaml" and file.suffix != ".tmp" for file in path.iterdir()):
+            raise RunError(f"run_dir={path} is not a run directory: there is nothing to go on with")
+        for file in path.iterdir():
+            file.unlink()
+        return Place(path)
+    before = read(path)
+    here = plain(experiment)
+    if config_hash(before.config) != config_hash(here):
+        different = ", ".join(_differences(before.config, here, ""))
+        raise RunError(f"run_dir={path} is another experiment: it differs in {different}; a run goes on as it began")
+    return Place(path, before)
+
+
+def _differences(one: Any, other: Any, key: str) -> list[str]:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        names = [n for n in {**one, **other} if key or n not in CIRCUMSTANCES]
+        return [d for n in names for d in _differences(one.get(n), other.get(n), f"{key}.{n}".lstrip("."))]
+    return [] if one == other else [f"{key} ({one} there, {other} here)"]
+
+
+def newest(where: Place, meta: Mapping[str, Any]) -> Snapshot | None:
+    """The checkpoint to go on from; None: there is none, start over.
+
+    Raises RunError when start weights or data are no longer what the run began with: its reference would be another.
+    """
+    if where.before is None:
+        return None
+    for key, what in (("start_fingerprint", "start weights"), ("data_fingerprint", "data")):
+        if where.before.meta.get(key) != meta[key]:
+            raise RunError(f"run_dir={where.path}: the {what} have changed since the run began; it cannot go on")
+    for found in snapshots(where.path / "checkpoints"):
+        if covers(where.path, found.run):
+            return found
+    return None

@@ -1,0 +1,50 @@
+"""Putting parts of a rollout together, and taking some of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def together(accelerator: Accelerator, part: Any) -> Any:
+    """The parts of all processes, in their order, as one record that every process holds."""
+    return part if accelerator.num_processes == 1 else joined(gather_object([part]))
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Records of B_i rows as one record of their sum: tensors [B, T] are padded to the widest, with 0 or False."""
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        if first.ndim == 1:
+            return torch.cat(list(parts))
+        width = max(part.shape[1] for part in parts)
+        return torch.cat([pad(part, (0, width - part.shape[1])) for part in parts])
+    if isinstance(first, tuple):
+        return tuple(item for part in parts for item in part)
+    if isinstance(first, Mapping):
+        return {key: joined([part[key] for part in parts]) for key in first}
+    assert is_dataclass(first), type(first)
+    return type(first)(**{f.name: joined([getattr(part, f.name) for part in parts]) for f in fields(first)})
+
+
+def taken(record: Any, rows: Sequence[int]) -> Any:
+    """The same record with these rows only, in this order."""
+    if record is None:
+        return None
+    if isinstance(record, Tensor):
+        return record[list(rows)]
+    if isinstance(record, tuple):
+        return tuple(record[i] for i in rows)
+    if isinstance(record, Mapping):
+        return {key: taken(value, rows) for key, value in record.items()}
+    assert is_dataclass(record), type(record)
+    return type(record)(**{f.name: taken(getattr(record, f.name), rows) for f in fields(record)})

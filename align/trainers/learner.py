@@ -1,0 +1,208 @@
+"""What turns a rollout into new weights: the trained module, its optimizer, and the rules for numbers that go wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from align.critic import Trained
+from align.forward import Batch, batch_of, micro_batches
+from align.maths.masked import masked_sum
+from align.maths.policy import Denominators
+from align.models import Policy
+from align.records import Rollout, Targets
+from align.schema import Experiment, OnPolicy, Optimizer
+from align.seeds import derive
+from align.trainers.losses import critic_loss, policy_loss
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A token whose log-ratio to the policy that sampled it passed the guard."""
+
+    row: int  # of the rollout
+    position: int  # of the token in its completion
+    log_ratio: float
+
+
+class Learner:
+    """One rollout, epochs x minibatches optimizer steps.
+
+    Processes hold the same rollout and take every world-th row of a minibatch; denominators are the whole minibatch's,
+    so the summed gradients are those of one process.
+    """
+
+    def __init__(self, experiment: Experiment, policy: Policy, trained: Trained, accelerator: Accelerator):
+        self.experiment, self.algo, self.policy, self.accelerator = experiment, experiment.algo, policy, accelerator
+        self.bare = trained
+        self.parts = trained.parts()
+        optimizer, self.schedule = build_optimizer(self.parts, self.algo, experiment.steps, self.updates)
+        self.trained, self.optimizer = accelerator.prepare(trained, optimizer)
+        self.outliers: list[Outlier] = []
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps per rollout."""
+        return self.algo.epochs * self.algo.minibatches
+
+    def update(self, rollout: Rollout, targets: Targets, step: int, kl_coef: float | None) -> dict[str, float]:
+        """One rollout's optimizer steps. Returns sums over the last epoch's minibatches, averaged."""
+        whole = batch_of(rollout.completions, self.policy.tokenizer.pad_token_id, self.policy.device)
+        generator = torch.Generator().manual_seed(derive(self.experiment.seed, "minibatch", step))
+        usable = targets.usable.nonzero().squeeze(-1)
+        self.outliers = []
+        totals: dict[str, float] = {}
+        skipped = 0.0
+        for _ in range(self.algo.epochs):
+            totals = {}
+            order = usable[torch.randperm(len(usable), generator=generator)]
+            for chosen in order.chunk(self.algo.minibatches):
+                stats = self.optimizer_step(rollout, targets, whole, chosen.sort().values, step, kl_coef)
+                skipped += stats.pop("guard/skipped_updates")
+                for key, value in stats.items():
+                    totals[key] = totals.get(key, 0.0) + value / self.algo.minibatches
+        self.outliers = gather_object(self.outliers)
+        return totals | {"guard/skipped_updates": skipped, "guard/log_ratio_outliers": len(self.outliers)}
+
+    def optimizer_step(
+        self, rollout: Rollout, targets: Targets, whole: Batch, chosen: Tensor, step: int, kl_coef: float | None
+    ) -> dict[str, float]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if len(chosen) < world:
+            return {"guard/skipped_updates": 1.0}
+        mine = chosen[rank::world]
+        minibatch = whole.rows(mine.to(whole.ids.device))
+        counted = targets.mask[chosen]
+        denominators = Denominators(
+            int(counted.sum()), int(counted.any(-1).sum()), self.experiment.sampling.max_new_tokens
+        )
+        totals: dict[str, float] = {}
+        parts = micro_batches(minibatch, self.algo.micro_batch)
+        for number, rows in enumerate(parts):
+            last = number + 1 == len(parts)
+            with nullcontext() if last else self.accelerator.no_sync(self.trained):
+                part, places = minibatch.rows(rows), mine[rows.cpu()]
+                for loss, stats in self.losses(rollout, targets, part, places, kl_coef, denominators):
+                    self.accelerator.backward(loss * world)  # DDP averages over processes; denominators are of all
+                    for key, value in stats.items():
+                        totals[key] = totals.get(key, 0.0) + float(value)
+        summed = self.summed(totals)
+        return summed | self.apply(summed, step)
+
+    def losses(
+        self,
+        rollout: Rollout,
+        targets: Targets,
+        part: Batch,
+        rows: Tensor,
+        kl_coef: float | None,
+        denominators: Denominators,
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """A micro-batch's shares of the step's losses, and of what is logged. `rows` index the rollout.
+
+        A second pass is only run when the first one's graph has been consumed.
+        """
+        width = part.completion_mask.shape[1]
+        sampled = rollout.old_logprobs if self.updates > 1 else None  # one update: the ratio is 1 by definition
+
+        def of_part(field: Tensor | None) -> Any:
+            return None if field is None else field[rows, :width].to(part.ids.device)
+
+        old, reference, advantages, mask = map(
+            of_part, (sampled, rollout.reference_logprobs, targets.advantages, targets.mask)
+        )
+        logprobs, entropies, *values = self.trained(part)
+        loss, stats, log_ratios = policy_loss(
+            logprobs, old, reference, advantages, mask, self.algo, kl_coef, denominators
+        )
+        stats["policy/entropy"] = masked_sum(entropies, mask) / max(denominators.tokens, 1)
+        self.watch(log_ratios, mask, rows)
+        if self.algo.critic is None:
+            yield loss, stats
+            return
+        if self.bare.two_passes:
+            yield loss, stats
+            loss, stats, values = torch.zeros_like(loss), {}, list(self.trained(part, "critic"))
+        error, critic_stats = critic_loss(
+            values[0], of_part(rollout.values), of_part(targets.returns), mask, self.algo.critic, denominators
+        )
+        yield loss + error, stats | critic_stats
+
+    def apply(self, summed: Mapping[str, float], step: int) -> dict[str, float]:
+        """The optimizer's step, unless a number is not finite: then the declared rule (guard.nonfinite)."""
+        if self.algo.critic is not None and step < self.algo.critic.warmup_steps:
+            for parameter in self.parts.get("policy", ()):  # no gradient, no step: not even the optimizer's own moments
+                parameter.grad = None
+        stats = {"optim/lr": self.schedule.get_last_lr()[0]}
+        broken = [f"{key} is {value}" for key, value in summed.items() if key in LOSSES and not math.isfinite(value)]
+        for name, parameters in self.parts.items():
+            key = "optim/grad_norm" if name == "policy" else f"optim/{name}_grad_norm"
+            norm = float(self.accelerator.clip_grad_norm_(parameters, self.algo.optimizer.max_grad_norm))
+            stats[key] = norm
+            stats[key.replace("grad_norm", "clipped")] = float(norm > self.algo.optimizer.max_grad_norm)
+            if not math.isfinite(norm):
+                broken.append(f"the gradient norm of the {name} is {norm}")
+        if broken and self.experiment.guard.nonfinite == "stop":
+            raise FloatingPointError(f"step {step + 1}: {', '.join(broken)}; nothing was updated with it")
+        if not broken:
+            self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return stats | {"guard/skipped_updates": float(bool(broken))}
+
+    def watch(self, log_ratios: Tensor, mask: Tensor, rows: Tensor) -> None:
+        """Keep what passes guard.log_ratio; at most one token of a completion, its worst."""
+        sizes = torch.where(mask, log_ratios.abs(), torch.zeros_like(log_ratios))
+        worst, positions = sizes.max(-1)
+        for i in (worst > self.experiment.guard.log_ratio).nonzero().squeeze(-1).tolist():
+            place = int(positions[i])
+            self.outliers.append(Outlier(int(rows[i]), place, float(log_ratios[i, place])))
+
+    def summed(self, totals: Mapping[str, float]) -> dict[str, float]:
+        """Shares of all processes added up."""
+        shares = gather_object([dict(totals)])
+        return {key: sum(share[key] for share in shares) for key in totals}
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+
+    def restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        own = self.bare.weights()
+        assert own.keys() == weights.keys(), own.keys() ^ weights.keys()
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(weights[name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+LOSSES = ("loss", "critic/loss")
+
+
+def build_optimizer(
+    parts: Mapping[str, Sequence[nn.Parameter]], algo: OnPolicy, steps: int, updates: int = 1
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with a group for each role, and its schedule, which counts optimizer steps: `updates` to a rollout."""
+    cfg: Optimizer = algo.optimizer
+    rates = {"policy": cfg.lr} | ({"critic": algo.critic.lr} if algo.critic else {})
+    groups = [{"params": list(parameters), "lr": rates[name]} for name, parameters in parts.items()]
+    optimizer = torch.optim.AdamW(
+        groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, weight_decay=cfg.weight_decay
+    )
+    warmup, total = cfg.warmup_steps * updates, steps * updates
+
+    def factor(update: int) -> float:
+        if update < warmup:
+            return (update + 1) / (warmup + 1)  # the first rollout is not wasted on a rate of 0
+        progress = (update - warmup) / max(total - warmup, 1)
+        return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[cfg.schedule]
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

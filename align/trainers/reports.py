@@ -1,0 +1,61 @@
+"""What the on-policy loop says aloud: numbers that are not finite, ratios that explode, a critic that knows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from align.records import Rollout
+from align.schema import Guard
+from align.trainers.learner import Outlier
+
+Event = Callable[..., None]  # kind, step, sentence, details
+CRITIC_SAYS_LITTLE = 0.05  # explained variance below this is reported at the end of a run
+
+
+def nonfinite(rollout: Rollout, guard: Guard, step: int, event: Event) -> None:
+    """Completions with a number that is not finite: stop at the first, or say which are left out (guard.nonfinite).
+
+    Raises FloatingPointError.
+    """
+    for row in (~rollout.finite).nonzero().squeeze(-1).tolist():
+        shown = _shown(rollout, row)
+        sentence = f"step {step + 1}: a completion has a reward ({float(rollout.rewards[row])}), logprob or value that is not finite"
+        if guard.nonfinite == "stop":
+            raise FloatingPointError(f"{sentence}\n  prompt:     {shown['prompt']!r}\n  completion: {shown['completion']!r}")
+        event("nonfinite", step + 1, f"{sentence}; it is left out", **shown)
+
+
+def outliers(found: Sequence[Outlier], rollout: Rollout, guard: Guard, step: int, event: Event) -> None:
+    """The worst token whose log-ratio passed the guard, with its prompt."""
+    if not found:
+        return
+    worst = max(found, key=lambda outlier: abs(outlier.log_ratio))
+    event(
+        "ratio",
+        step + 1,
+        f"step {step + 1}: a token's log-ratio to the policy that sampled it is {worst.log_ratio:.3g} nats "
+        f"(guard.log_ratio={guard.log_ratio:g}; {len(found)} completions pass it)",
+        **_shown(rollout, worst.row),
+        position=worst.position,
+        log_ratio=worst.log_ratio,
+    )
+
+
+def critic(explained: Sequence[float], steps: int, event: Event) -> None:
+    """Whether the critic of the last quarter of a run predicted anything."""
+    late = explained[-max(len(explained) // 4, 1) :]
+    if not late or (mean := sum(late) / len(late)) >= CRITIC_SAYS_LITTLE:
+        return
+    event(
+        "critic",
+        steps,
+        f"the critic explains {mean:.2f} of the variance of the returns over the last {len(late)} rollouts: as a baseline "
+        "it is no better than a constant. Try algo.critic.warmup_steps, another algo.critic.lr or algo.critic.init=reward",
+        explained_variance=mean,
+    )
+
+
+def _shown(rollout: Rollout, row: int) -> dict[str, Any]:
+    prompt = rollout.completions.prompts[row]
+    return {"prompt_id": prompt.id, "prompt": prompt.text, "completion": rollout.completions.texts[row]}
