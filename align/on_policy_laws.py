@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from align.refusals import finite, need, one_of, positive
@@ -25,7 +26,7 @@ def enforce(e: Experiment) -> None:
     _batch(a)
     _advantage(a)
     _critic(e)
-    _kl(a.kl)
+    _kl(a.kl, a.prompts_per_step * a.group_size)
     _ratio(a)
     _rewards(e)
     _truncation(e)
@@ -125,7 +126,7 @@ def _critic(e: Experiment) -> None:
     )
 
 
-def _kl(kl: Kl) -> None:
+def _kl(kl: Kl, completions: int) -> None:
     one_of(kl.where, ("none", "reward", "loss"), "algo.kl.where")
     if kl.where == "none":
         for key in ("estimator", "coef", "target_nats_per_sequence", "horizon_completions"):
@@ -154,7 +155,12 @@ def _kl(kl: Kl) -> None:
     )
     if target is not None and horizon is not None:
         finite(target, "algo.kl.target_nats_per_sequence", 0, open_low=True)
-        finite(horizon, "algo.kl.horizon_completions", 0, open_low=True)
+        need(
+            completions <= horizon < math.inf,
+            "algo.kl.horizon_completions",
+            horizon,
+            f"must be at least the completions of a rollout, {completions}: the coefficient moves by at most 0.2 of it",
+        )
 
 
 def _ratio(a: OnPolicy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ def adapted_coef(coef: float, kl: float, target: float, completions: int, horizo
 
     kl and target in the same unit, here nats per sequence. -> new coefficient, whether the bound acted
     """
-    assert target > 0 and horizon > 0, (target, horizon)
+    assert target > 0 and horizon >= completions, (target, horizon, completions)
+    assert math.isfinite(kl), kl
     error = kl / target - 1
     bounded = max(-ERROR_BOUND, min(ERROR_BOUND, error))
     return coef * (1 + bounded * completions / horizon), bounded != error
@@ -34,10 +36,11 @@ class Moments:
         if not numbers:
             return self
         n = len(numbers)
-        mean = sum(numbers) / n
+        mean = numbers[0] + sum(x - numbers[0] for x in numbers) / n
         deviations = sum((x - mean) ** 2 for x in numbers)
         total, gap = self.count + n, mean - self.mean
-        return Moments(total, self.mean + gap * n / total, self.deviations + deviations + gap**2 * self.count * n / total)
+        between = gap**2 * self.count * n / total
+        return Moments(total, self.mean + gap * (n / total), self.deviations + deviations + between)
 
     @property
     def std(self) -> float:

@@ -27,7 +27,7 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 def masked_var(values: Tensor, mask: Tensor) -> Tensor:
     """Population variance over all positions where mask is True, 0 where there is none. [..., T] -> scalar"""
-    centered = values - masked_mean(values, mask)
+    centered = _centered(values, mask)
     return masked_mean(centered.square(), mask)
 
 
@@ -37,10 +37,18 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float 
         (x - mean) / sqrt(var + eps)
         (x - mean) / sqrt(var + eps) + mean      with shift_mean=False: the level of a reward is kept, its scale is not
 
-    Variance with n in its denominator, as lm-human-preferences (docs/algorithms.md, P11 and P17). values [B, T], mask [B, T] bool -> [B, T]
+    Variance with n in its denominator, as lm-human-preferences (docs/algorithms.md, P11 and P17).
+    values [B, T], mask [B, T] bool -> [B, T]
     """
-    mean = masked_mean(values, mask)
-    whitened = (values - mean) * (masked_var(values, mask) + eps).rsqrt()
+    centered = _centered(values, mask)
+    whitened = centered * (masked_var(values, mask) + eps).rsqrt()
     if not shift_mean:
-        whitened = whitened + mean
+        whitened = whitened + masked_mean(values, mask)
     return torch.where(mask, whitened, torch.zeros_like(whitened))
+
+
+def _centered(values: Tensor, mask: Tensor) -> Tensor:
+    """Values less their mean, by way of the largest: equal values cancel exactly, whatever their mean rounds to."""
+    first = values.masked_fill(~mask, -torch.inf).amax().nan_to_num(neginf=0.0)
+    relative = values - first
+    return relative - masked_mean(relative, mask)

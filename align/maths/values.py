@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from align.maths.masked import masked_var
+from align.maths.masked import masked_mean, masked_var
 
 
 def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
@@ -18,7 +18,7 @@ def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip: floa
     plain = (values - returns).square() / 2
     if clip is None:
         return plain, torch.zeros_like(plain, dtype=torch.bool)
-    bounded = ((old_values + (values - old_values).clamp(-clip, clip)) - returns).square() / 2
+    bounded = (values.clamp(old_values - clip, old_values + clip) - returns).square() / 2
     return torch.maximum(plain, bounded), bounded > plain
 
 
@@ -28,6 +28,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     0 where the returns do not vary. values, returns [B, T], mask [B, T] bool -> scalar
     """
     spread = masked_var(returns, mask)
-    if spread == 0:
+    scale = torch.maximum(masked_mean(returns.square(), mask), masked_mean(values.square(), mask))
+    if spread <= 1e-10 * scale:  # a standard deviation of 1e-5 of the numbers themselves: float32 rounding
         return torch.zeros_like(spread)
     return 1 - masked_var(returns - values, mask) / spread

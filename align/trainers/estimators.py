@@ -67,10 +67,10 @@ def estimate(rollout: Rollout, algo: OnPolicy, memory: Memory, limit: int) -> Ta
         stats |= _moments("advantage", advantages, mask) | _moments("return", returns, mask)
         stats |= _moments("value", rollout.values, mask)
         stats["critic/explained_variance"] = float(explained_variance(rollout.values, returns, mask))
-    if algo.whiten.advantages:
-        advantages = whiten(advantages, mask)
     if algo.truncation.mode == "mask":
         mask = mask & completions.finished.unsqueeze(-1)
+    if algo.whiten.advantages:
+        advantages = whiten(advantages, mask)
     return Targets(advantages, returns, mask, usable, stats)
 
 
@@ -132,7 +132,7 @@ def scored(rollout: Rollout, algo: OnPolicy, memory: Memory, limit: int) -> tupl
 
 
 def divergence(rollout: Rollout, mask: Tensor) -> float:
-    """Nats per sequence from the policy that sampled to the reference, by k1, over completions that count."""
+    """Nats per sequence from the policy that sampled to the reference, by k1, over completions that count; NaN if none."""
     assert rollout.old_logprobs is not None and rollout.reference_logprobs is not None
     per_token = kl_estimators.k1(rollout.old_logprobs, rollout.reference_logprobs)
     return float(masked_sum(per_token, mask, -1)[mask.any(-1)].mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -172,6 +173,8 @@ class OnPolicyTrainer:
         if self.memory.kl_coef is None or self.algo.kl.target_nats_per_sequence is None:
             return {}
         used, nats = self.memory.kl_coef, divergence(rollout, mask)
+        if not math.isfinite(nats):  # no completion counts: nothing was measured
+            return {"kl/coef": used, "kl/coef_bounded": 0.0}
         self.memory, bounded = self.memory.adapted(self.algo.kl, nats, len(rollout.rewards))
         return {"kl/coef": used, "kl/coef_bounded": float(bounded)}
 

@@ -47,7 +47,6 @@ def test_dividing_by_the_spread_changes_nothing_while_there_is_none():
         assert Moments().with_(numbers).std == 1.0
 
 
-@pytest.mark.xfail(strict=True, reason="the mean of equal numbers rounds away from them, and the spread becomes 1e-17")
 def test_equal_numbers_that_are_not_binary_fractions_have_no_spread_either():
     for numbers in ([0.1] * 3, [0.7] * 12):  # nor is 0.7 x 12 / 12 equal to 0.7
         assert Moments().with_(numbers).with_(numbers[:2]).std == 1.0

@@ -76,7 +76,6 @@ def test_one_value_or_none_has_no_variance_and_whitens_to_zero():
     assert whiten(values, one, shift_mean=False).tolist() == [[0.0] * 3, [4.0, 0.0, 0.0]]
 
 
-@pytest.mark.xfail(strict=True, reason="the mean of equal numbers rounds away from them")
 def test_equal_values_whiten_to_zero_at_any_level():
     values = torch.full((7, 9), 1000.7)
     assert whiten(values, torch.ones_like(values, dtype=torch.bool)).abs().max() == 0

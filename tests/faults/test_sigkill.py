@@ -1,0 +1,73 @@
+"""Killed at a random instant and started again with resume=true, a run ends as if nothing had happened.
+
+A checkpoint at every step, so that many kills land in the writing of one. `ALIGN_KILLS=20 pytest tests/faults` is the
+whole of it; two kills per algorithm are what CI has time for.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from align.runs import RunRecord, read, stable
+from tests.end_to_end.helpers import no_warmup
+from tests.faults.child import start
+
+KILLS = int(os.environ.get("ALIGN_KILLS", "2"))
+# dropout: the global random stream must be continued too. rm and learned: the stage is killed as well.
+ALGORITHMS = {
+    "sft": (*no_warmup("sft"), "model.lora.dropout=0.1"),
+    "reward": (*no_warmup("reward"), "model.lora.dropout=0.1"),
+    "dpo": no_warmup("dpo"),
+    "grpo": ("algo=grpo", "algo.kl.target_nats_per_sequence=0.01", "algo.kl.horizon_completions=100"),
+    "rloo": ("algo=rloo", "algo.scale.normalise=running"),
+    "ppo": ("algo=ppo", "algo.epochs=2", "algo.optimizer.schedule=linear"),
+    "ppo learned": ("algo=ppo", "algo.critic.init=reward", "reward=learned", "reward.formula=learned",
+                    "reward.learned.steps=4", "reward.learned.algo.optimizer.warmup_steps=0"),
+    "dapo": ("algo=dapo", "algo.max_draws=2"),
+}  # fmt: skip
+COMMON = ("steps=8", "checkpoint.every=1", "probe.every=3", "algo.optimizer.lr=0.01", "seed=3")
+
+
+def whole(folder: Path) -> tuple[RunRecord, dict[str, bytes]]:
+    """What a run leaves behind that must not depend on kills."""
+    run = read(folder / "run", samples=True)
+    weights = {file.name: file.read_bytes() for file in sorted((folder / "run" / "adapter").glob("*.safetensors"))}
+    return run, weights
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_a_killed_run_ends_with_the_numbers_it_would_have_had(tmp_path, algo):
+    settings = (*COMMON, *ALGORITHMS[algo])
+    began = time.monotonic()
+    start(tmp_path / "whole", *settings).join()
+    lasted = time.monotonic() - began
+    run, weights = whole(tmp_path / "whole")
+    assert run.state == "finished" and len(run.phase("train")) == 8 and weights
+    moments = random.Random(f"{algo} {KILLS}")
+    landed = {"before": 0, "training": 0, "writing a checkpoint": 0, "finished": 0}
+    for number in range(KILLS):
+        folder = tmp_path / f"killed-{number}"
+        child = start(folder, *settings, "resume=true")
+        time.sleep(moments.uniform(0.02, lasted))
+        child.kill()
+        child.join()
+        landed[where(folder / "run")] += 1
+        start(folder, *settings, "resume=true").join()
+        again, same = whole(folder)
+        assert [stable(row) for row in again.rows] == [stable(row) for row in run.rows], f"kill {number}"
+        assert again.samples == run.samples
+        assert same == weights
+    print(f"\n{algo}: kills landed {landed}")
+
+
+def where(run: Path) -> str:
+    if not (run / "meta.json").is_file():
+        return "before"
+    if list((run / "checkpoints").glob(".*.tmp")):
+        return "writing a checkpoint"
+    return "finished" if read(run).state == "finished" else "training"
