@@ -39,7 +39,7 @@ def execute(experiment: Experiment) -> Path:
     if where.finished:
         return where.path
     accelerator = make_accelerator(experiment, device, where.path)
-    device = accelerator.device if accelerator.num_processes > 1 else device
+    device = accelerator.device if device.type != "cpu" and accelerator.num_processes > 1 else device
     dtype = resolve_dtype(experiment.dtype, device)
     set_seed(experiment.seed)
     with processes.main_process_first():  # what is fetched or converted is so once
@@ -55,8 +55,9 @@ def execute(experiment: Experiment) -> Path:
                  f"{device}, {str(dtype)[6:]} -> {where.path}", data.notes) as opened:  # fmt: skip
         TRAINERS[experiment.algo.kind](opened, policy, data, rewards, learned)
         accelerator.wait_for_everyone()
-    accelerator.end_training()
     if accelerator.is_main_process:
+        for tracker in accelerator.trackers:  # not end_training: it would take the process group from the next run
+            tracker.finish()
         report(where.path)
     gc.collect()  # trainers hold themselves in cycles; a sweep would keep every model it trained
     return where.path

@@ -27,7 +27,10 @@ HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
-USER_ERRORS = ("ConfigError", "ModelError", "DataError", "RewardError", "RunError")
+MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
+# Raised alike on every process, before anything is trained: said once.
+EVERYWHERE = ("ConfigError", "ModelError", "DataError", "RunError")
+USER_ERRORS = (*EVERYWHERE, "RewardError")
 
 
 @hydra.main(config_path=str(CONF), config_name="run", version_base="1.3")
@@ -38,13 +41,15 @@ def entry(cfg: DictConfig) -> str:
 
         path = execute(experiment)
     except Exception as error:  # an exit of our own, before Hydra prints one
-        if any(kind.__name__ in USER_ERRORS for kind in type(error).__mro__):
-            stop(str(error), 1)
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & set(USER_ERRORS):
+            stop(str(error) if MAIN_PROCESS or not kinds & set(EVERYWHERE) else "", 1)
         notes = getattr(error, "__notes__", [])  # align/runs.py notes where the run directory has the traceback
         if not notes:
             traceback.print_exc()
         stop("\n".join([f"the run failed: {type(error).__name__}: {error}", *notes]), 2)
-    print(path)
+    if MAIN_PROCESS:
+        print(path)
     return str(path)
 
 
@@ -58,10 +63,15 @@ def main() -> None:
         stop(str(error), 1)
     except KeyboardInterrupt:
         stop("interrupted", 130)
+    if "RANK" in os.environ:  # several processes
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
 
 
 def stop(message: str, code: int) -> NoReturn:
-    print(f"error: {message}" if code != 130 else message, file=sys.stderr)
+    if message:
+        print(f"error: {message}" if code != 130 else message, file=sys.stderr)
     sys.exit(code)
 
 

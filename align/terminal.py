@@ -44,7 +44,7 @@ class Terminal:
         self.task = self.progress.add_task("probe", total=steps, shown="")
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self.console.print(self.title, markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ class Learner:
         self.bare = trained
         self.parts = trained.parts()
         optimizer, self.schedule = build_optimizer(self.parts, self.algo, experiment.steps, self.updates)
-        self.trained, self.optimizer = accelerator.prepare(trained, optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names to come in DDP
+            self.trained, self.optimizer = accelerator.prepare(trained, optimizer)
         self.outliers: list[Outlier] = []
 
     @property

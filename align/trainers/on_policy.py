@@ -87,11 +87,12 @@ class OnPolicyTrainer:
             stats |= targets.stats | self.learner.update(rollout, targets, step, self.memory.kl_coef)
             stats |= self.control(rollout, targets.mask)
             reports.outliers(self.learner.outliers, rollout, self.experiment.guard, step, hooks.event)
-            explained.append(stats.get("critic/explained_variance", 1.0))
+            if self.algo.critic is not None:
+                explained.append(stats["critic/explained_variance"])
+                if step in (self.algo.critic.warmup_steps, self.experiment.steps - 1):  # as it starts to count, and last
+                    reports.critic(explained, step + 1, hooks.event)
             now = time.perf_counter()
             hooks.log(step + 1, stats | {"time/update": now - scored, "time/step": now - started})
-        if self.algo.critic is not None:
-            reports.critic(explained, self.experiment.steps, hooks.event)
 
     def collect(
         self, stream: PromptStream, step: int, count: Callable[..., None] = lambda **_: None

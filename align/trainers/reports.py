@@ -10,7 +10,6 @@ from align.schema import Guard
 from align.trainers.learner import Outlier
 
 Event = Callable[..., None]  # kind, step, sentence, details
-CRITIC_SAYS_LITTLE = 0.05  # explained variance below this is reported at the end of a run
 
 
 def nonfinite(rollout: Rollout, guard: Guard, step: int, event: Event) -> None:
@@ -20,9 +19,11 @@ def nonfinite(rollout: Rollout, guard: Guard, step: int, event: Event) -> None:
     """
     for row in (~rollout.finite).nonzero().squeeze(-1).tolist():
         shown = _shown(rollout, row)
-        sentence = f"step {step + 1}: a completion has a reward ({float(rollout.rewards[row])}), logprob or value that is not finite"
+        reward = float(rollout.rewards[row])
+        sentence = f"step {step + 1}: a completion has a reward ({reward:g}), logprob or value that is not finite"
         if guard.nonfinite == "stop":
-            raise FloatingPointError(f"{sentence}\n  prompt:     {shown['prompt']!r}\n  completion: {shown['completion']!r}")
+            where = f"  prompt:     {shown['prompt']!r}\n  completion: {shown['completion']!r}"
+            raise FloatingPointError(f"{sentence}\n{where}")
         event("nonfinite", step + 1, f"{sentence}; it is left out", **shown)
 
 
@@ -42,16 +43,16 @@ def outliers(found: Sequence[Outlier], rollout: Rollout, guard: Guard, step: int
     )
 
 
-def critic(explained: Sequence[float], steps: int, event: Event) -> None:
-    """Whether the critic of the last quarter of a run predicted anything."""
+def critic(explained: Sequence[float], step: int, event: Event) -> None:
+    """Whether the critic of the last quarter of the rollouts so far predicted anything."""
     late = explained[-max(len(explained) // 4, 1) :]
-    if not late or (mean := sum(late) / len(late)) >= CRITIC_SAYS_LITTLE:
+    if not late or (mean := sum(late) / len(late)) >= 0:
         return
     event(
         "critic",
-        steps,
-        f"the critic explains {mean:.2f} of the variance of the returns over the last {len(late)} rollouts: as a baseline "
-        "it is no better than a constant. Try algo.critic.warmup_steps, another algo.critic.lr or algo.critic.init=reward",
+        step,
+        f"step {step}: the critic's explained variance is {mean:.2f} over {len(late)} rollouts: as a baseline it is worse "
+        "than a constant. Try algo.critic.warmup_steps, another algo.critic.lr, or algo.critic.init=zero or reward",
         explained_variance=mean,
     )
 

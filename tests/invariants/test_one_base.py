@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +14,15 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
+from align.checkpoints import Keeper
 from align.data import load
 from align.embedded import WHEEL_SHA256, ModelError, cache_root, tiny_folder
 from align.models import Policy, load_policy, load_tokenizer
 from align.reward_model import RewardModel, build_reward_model, load_reward_model
 from align.rewards import Rewards, build_rewards
-from align.schema import Experiment
+from align.schema import Checkpoint, Experiment
 from align.trainers import trl_runs
-from align.trainers.on_policy import OnPolicyTrainer
+from align.trainers.on_policy import Hooks, OnPolicyTrainer
 from tests.config.test_conf import composed
 from tests.end_to_end.helpers import TINY, logprobs, no_warmup
 
@@ -48,18 +51,25 @@ def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
     return after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
 
-def train(e: Experiment, policy: Policy, rewards: Rewards) -> None:
+def train(e: Experiment, policy: Policy, rewards: Rewards, learned: RewardModel | None = None) -> None:
     data = load(e.data, policy.tokenizer, e.seed, None)
 
-    def nothing(*_, **__) -> None: ...
-
     if e.algo.kind == "on_policy":
-        trainer = OnPolicyTrainer(e, policy, rewards, Accelerator(cpu=True))
-        trainer.train(data.train_prompts, nothing, nothing, nothing)
+        trainer = OnPolicyTrainer(e, policy, rewards, Accelerator(cpu=True), learned)
+        trainer.train(data.train_prompts, Hooks(nothing, nothing, nothing, nothing, silent(e).keeper))
     elif e.algo.kind == "sft":
-        trl_runs.train_sft(e, policy, data, nothing, nothing)
+        trl_runs.train_sft(silent(e), policy, data, nothing)
     else:
-        trl_runs.train_preference(e, policy, data, nothing, nothing)
+        trl_runs.train_preference(silent(e), policy, data, nothing)
+
+
+def nothing(*_: Any, **__: Any) -> None: ...
+
+
+def silent(e: Experiment) -> Any:
+    """An open run that writes nothing: a checkpoint further apart than the run is long."""
+    keeper = Keeper(Path("nowhere"), Checkpoint(every=e.steps + 1, keep=1), e.steps, Accelerator(cpu=True), dict)
+    return SimpleNamespace(experiment=e, log=nothing, keeper=keeper)
 
 
 def trained_reward_model(folder: Path) -> tuple[RewardModel, Path]:
@@ -68,7 +78,7 @@ def trained_reward_model(folder: Path) -> tuple[RewardModel, Path]:
     policy = policy_of(e)
     model = build_reward_model(e.model, policy.reference, policy.tokenizer, e.seed)
     data = load(e.data, policy.tokenizer, e.seed, None)
-    trl_runs.train_reward(e, model, data, lambda step, row: None, lambda step: None)
+    trl_runs.train_reward(silent(e), model, data, nothing)
     model.save(folder)
     return model, folder / "adapter"
 
@@ -108,10 +118,9 @@ def test_a_loaded_reward_model_requires_no_grad(reward):
 
 
 @pytest.mark.parametrize("init", ["default", "gaussian", "pissa", "olora"])
-@pytest.mark.parametrize("algo", ["grpo", "dpo", "kto", "sft"])
+@pytest.mark.parametrize("algo", ["grpo", "dapo", "reinforce_pp", "dpo", "kto", "sft"])
 def test_training_moves_the_policy_and_nothing_else(algo, init):
-    warmup = () if algo == "grpo" else ("algo.optimizer.warmup_steps=0",)
-    e = settings(f"algo={algo}", *warmup, f"model.lora.init={init}")
+    e = settings(*no_warmup(algo), f"model.lora.init={init}")
     policy = policy_of(e)
     opinions, weights, said = logprobs(policy.reference), snapshot(policy.reference), logprobs(policy.model)
     assert torch.equal(opinions, said)
@@ -121,12 +130,13 @@ def test_training_moves_the_policy_and_nothing_else(algo, init):
     assert (logprobs(policy.model) - said).abs().max() > 1e-3
 
 
-def test_scores_do_not_move_while_the_policy_learns_from_them(reward):
-    e = settings("algo=grpo", "reward=learned", "reward.formula=learned")
+@pytest.mark.parametrize("algo", [["algo=grpo"], ["algo=ppo", "algo.critic.init=reward"]], ids=" ".join)
+def test_scores_do_not_move_while_the_policy_learns_from_them(reward, algo):
+    e = settings(*algo, "reward=learned", "reward.formula=learned")
     policy = policy_of(e)
     scorer = load_reward_model(e.model, policy.reference, policy.tokenizer, reward[1])
     scores, weights, said = scorer.score(TEXTS), snapshot(scorer.model), logprobs(policy.model)
-    train(e, policy, build_rewards("learned", load(e.data, policy.tokenizer, 0, None), scorer))
+    train(e, policy, build_rewards("learned", load(e.data, policy.tokenizer, 0, None), scorer), scorer)
     assert scorer.score(TEXTS) == scores
     assert unchanged(scorer.model, weights)
     assert (logprobs(policy.model) - said).abs().max() > 1e-3
@@ -146,7 +156,7 @@ def test_training_a_reward_model_leaves_the_base_alone(tmp_path):
     model = build_reward_model(e.model, policy.reference, policy.tokenizer, e.seed)
     weights, opinions, scores = snapshot(policy.reference), logprobs(policy.reference), model.score(TEXTS)
     data = load(e.data, policy.tokenizer, e.seed, None)
-    trl_runs.train_reward(e, model, data, lambda step, row: None, lambda step: None)
+    trl_runs.train_reward(silent(e), model, data, nothing)
     assert unchanged(policy.reference, weights)
     assert torch.equal(logprobs(policy.reference), opinions)
     assert max(abs(a - b) for a, b in zip(model.score(TEXTS), scores, strict=True)) > 1e-2

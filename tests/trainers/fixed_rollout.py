@@ -20,6 +20,7 @@ from align.run import CONF
 from align.schema import Experiment
 from align.trainers import on_policy
 from align.trainers.on_policy import OnPolicyTrainer
+from align.trainers.prompts import PromptStream
 from tests.trainers import tiny
 
 LIMIT = 12  # tokens of a completion
@@ -90,22 +91,23 @@ class Recorder:
 
 
 class Fixed:
-    """The loop on the fixed rollout: `collect` and `update` are the trainer's own."""
+    """The loop on the fixed rollout: `collect`, `estimate` and `update` are the trainer's own."""
 
     def __init__(self, settings: Experiment, role: Policy, monkeypatch: Any, rewards: Sequence[float] = REWARDS):
         monkeypatch.setattr(on_policy, "sample", lambda *args: completions())
         given = torch.tensor(rewards)
         self.trainer = OnPolicyTrainer(settings, role, lambda _: (given, {}), Accelerator(cpu=True))
-        self.rollout, _ = self.trainer.collect(PROMPTS, 0)
-        self.targets = on_policy.estimate(self.rollout, settings.algo)
+        self.learner = self.trainer.learner
+        self.rollout, _ = self.trainer.collect(PromptStream(PROMPTS, len(PROMPTS), settings.seed), 0)
+        self.targets = on_policy.estimate(self.rollout, settings.algo, self.trainer.memory, LIMIT)
 
     def update(self) -> dict[str, float]:
-        return self.trainer.update(self.rollout, self.targets, 0)
+        return self.learner.update(self.rollout, self.targets, 0, self.trainer.memory.kl_coef)
 
     def gradients(self) -> tuple[dict[str, float], list[Tensor]]:
         """What an update logs, and the gradient of each of its optimizer steps. The weights stay as they are."""
         recorder = Recorder(self.trainer.policy.model)
-        self.trainer.optimizer = recorder
+        self.learner.optimizer = recorder
         recorder.zero_grad()
         stats = self.update()
         return stats, recorder.gradients

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.rewards import get_soft_overlong_punishment
 
 from align.maths.policy import Denominators
+from align.trainers import learner
 from tests.trainers import fixed_rollout as fixed
 
 LOSS_ERROR = 1e-5  # relative; float32
@@ -30,6 +32,8 @@ RLOO = dict(beta=0.05)
 CLIP = ["algo.epochs=2", "algo.ratio.clip_low=0.05", "algo.ratio.clip_high=0.1"]
 CLIPPED = dict(num_iterations=2, epsilon=0.05, epsilon_high=0.1)
 WITH_KL = ["algo.kl={where: loss, estimator: k3, coef: 0.04}"]
+NO_KL = ["algo.kl={where: none, estimator: null, coef: null}"]
+SEQUENCE = dict(importance_sampling_level="sequence")
 GSPO = ["algo=grpo", "algo.ratio.level=sequence_mean"]
 DAPO = ["algo=grpo", "algo.aggregate=token_mean"]
 
@@ -37,8 +41,14 @@ CASES = {  # ours, theirs
     "grpo": (["algo=grpo"], GRPO),
     "grpo, several updates": (["algo=grpo", *CLIP], GRPO | CLIPPED),
     "grpo, temperature": (["algo=grpo", "sampling.temperature=0.7", *CLIP], GRPO | CLIPPED | {"temperature": 0.7}),
-    "gspo, several updates": ([*GSPO, *CLIP], GRPO | CLIPPED | {"importance_sampling_level": "sequence"}),
-    "dapo, several updates": ([*DAPO, *CLIP], GRPO | CLIPPED | {"loss_type": "dapo"}),
+    "grpo, dual clip": (["algo=grpo", *CLIP, "algo.ratio.clip_dual=1.15"], GRPO | CLIPPED | {"delta": 1.15}),
+    "gspo": (["algo=gspo", "algo.minibatches=1", *CLIP], GRPO | CLIPPED | SEQUENCE | {"beta": 0.0}),
+    "gspo, KL": ([*GSPO, *CLIP], GRPO | CLIPPED | SEQUENCE),
+    "dapo": (
+        ["algo=dapo", "algo.minibatches=1", "algo.truncation.ramp=0.25", *CLIP],
+        GRPO | CLIPPED | {"loss_type": "dapo", "beta": 0.0, "overlong_tokens": 3},
+    ),
+    "dapo, KL": ([*DAPO, *CLIP], GRPO | CLIPPED | {"loss_type": "dapo"}),
     "dr_grpo": (["algo=dr_grpo"], DR_GRPO),
     "dr_grpo, several updates": (["algo=dr_grpo", *CLIP], DR_GRPO | CLIPPED),
     "dr_grpo, KL": (["algo=dr_grpo", *WITH_KL, *CLIP], DR_GRPO | CLIPPED | {"beta": 0.04}),
@@ -52,6 +62,9 @@ class Theirs:
 
     def __init__(self, algo: str, settings: dict[str, Any], policy: Any, folder: Any):
         kind, config = (RLOOTrainer, RLOOConfig) if algo == "rloo" else (GRPOTrainer, GRPOConfig)
+        settings, rewards = dict(settings), [lambda prompts, **_: list(fixed.REWARDS)]
+        if tokens := settings.pop("overlong_tokens", None):
+            rewards.append(get_soft_overlong_punishment(fixed.LIMIT, tokens))
         args = config(
             output_dir=str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
             per_device_train_batch_size=8, num_generations=4, max_completion_length=fixed.LIMIT, **settings,
@@ -59,8 +72,7 @@ class Theirs:
         self.rows = [{"prompt": [dict(m) for m in prompt.messages]} for prompt in fixed.PROMPTS for _ in range(4)]
         self.trainer = kind(
             model=policy.model, args=args, processing_class=policy.tokenizer,
-            train_dataset=datasets.Dataset.from_list(self.rows),
-            reward_funcs=lambda prompts, **_: list(fixed.REWARDS),
+            train_dataset=datasets.Dataset.from_list(self.rows), reward_funcs=rewards,
         )  # fmt: skip
         rollout = fixed.completions()
         ids = [row[mask].tolist() for row, mask in zip(rollout.ids, rollout.mask, strict=True)]
@@ -105,7 +117,7 @@ def assert_same_step(case: str, ours: Any, theirs: Theirs, inputs: Any, factor: 
     stats, gradients = ours.gradients()
     loss, gradient = (factor * x for x in theirs.gradient(inputs))
     # On-policy the loss of RLOO is the mean advantage, 0: its error is measured against the advantages' size.
-    scale = max(abs(loss.item()), ours.targets.advantages.abs().mean().item() if ours.trainer.updates == 1 else 0.0)
+    scale = max(abs(loss.item()), ours.targets.advantages.abs().mean().item() if ours.learner.updates == 1 else 0.0)
     error = abs(stats["loss"] - loss.item()) / scale
     difference = ((gradients[0] - gradient).norm() / gradient.norm()).item()
     cosine = torch.cosine_similarity(gradients[0].double(), gradient.double(), dim=0).item()
@@ -123,7 +135,7 @@ def test_advantages_loss_and_gradient_are_trls(case, tmp_path, monkeypatch):
     ours, theirs, inputs = both(*CASES[case], tmp_path, monkeypatch)
     assert_close(ours.targets.advantages[:, 0], inputs["advantages"], rtol=1e-5, atol=1e-6)
     stats = assert_same_step(case, ours, theirs, inputs)
-    if ours.trainer.updates == 1:
+    if ours.learner.updates == 1:
         assert stats["ratio/mean"] == pytest.approx(1) and stats["ratio/clipped"] == 0
     else:
         assert 0.1 < stats["ratio/clipped"] < 0.9, "the clip acts on some and not on others"
@@ -135,6 +147,14 @@ def test_both_sides_of_the_clip_act_and_as_often_as_in_trl(tmp_path, monkeypatch
     low, high = theirs.logged("clip_ratio/low_mean"), theirs.logged("clip_ratio/high_mean")
     assert low > 0.05 and high > 0.05
     assert stats["ratio/clipped"] == pytest.approx(low + high, rel=1e-6)
+
+
+def test_the_dual_clip_acts_on_tokens_that_the_clip_leaves_alone(tmp_path, monkeypatch):
+    ours, theirs, inputs = both(*CASES["grpo, dual clip"], tmp_path, monkeypatch)
+    stats = assert_same_step("grpo, dual clip", ours, theirs, inputs)
+    low, high = theirs.logged("clip_ratio/low_mean"), theirs.logged("clip_ratio/high_mean")
+    assert stats["ratio/clipped"] == pytest.approx(low + high, rel=1e-6)
+    assert stats["ratio/clipped_dual"] > 0.02
 
 
 def test_kl_and_entropy_are_logged_as_trl_logs_them(tmp_path, monkeypatch):
@@ -167,7 +187,9 @@ def test_masked_truncated_completions_are_trls_up_to_the_count(algo, loss_type, 
 SETTINGS = {
     "grpo": ["algo=grpo"],
     "grpo, clipped": ["algo=grpo", "algo.epochs=1", "algo.minibatches=2", *CLIP[1:]],
-    "gspo": GSPO,
+    "gspo": ["algo=gspo", "algo.minibatches=2", *CLIP[1:]],  # clipped as tightly as in its paper, no gradient is left
+    "gspo, KL": GSPO,
+    "dapo": ["algo=dapo"],
     "dapo, masked": [*DAPO, "algo.truncation.mode=mask"],
     "dr_grpo": ["algo=dr_grpo"],
     "rloo": ["algo=rloo"],
@@ -184,7 +206,7 @@ def test_micro_batches_change_nothing(name, monkeypatch):
         fixed.move(loop.trainer.policy.model, 0.01, seed=2)
         steps.append(loop.gradients())
     (one_stats, one), (all_stats, whole) = steps
-    assert len(one) == len(whole) == loop.trainer.updates
+    assert len(one) == len(whole) == loop.learner.updates
     for a, b in zip(one, whole, strict=True):
         assert ((a - b).norm() / b.norm()).item() <= 1e-5
     assert one_stats == pytest.approx(all_stats, rel=1e-5, abs=1e-6)
@@ -193,7 +215,7 @@ def test_micro_batches_change_nothing(name, monkeypatch):
 def denominators(monkeypatch: Any, *overrides: str) -> list[Denominators]:
     """What the micro-batches of an update are divided by."""
     loop = fixed.Fixed(fixed.experiment(*overrides), fixed.policy(), monkeypatch)
-    calls = fixed.watch(monkeypatch, fixed.on_policy, "policy_loss")
+    calls = fixed.watch(monkeypatch, learner, "policy_loss")
     loop.gradients()
     return [args[-1] for args in calls]
 
@@ -213,7 +235,7 @@ def test_minibatches_of_one_rollout_have_their_own_counts(monkeypatch):
 
 @pytest.mark.parametrize("algo", ["grpo", "dr_grpo", "rloo"])
 def test_groups_of_equal_rewards_and_no_kl_leave_every_weight_as_it_was(algo, monkeypatch):
-    overrides = [f"algo={algo}", "algo.kl={where: none, estimator: null, coef: null}"]
+    overrides = [f"algo={algo}", *NO_KL]
     for rewards, still in (([1.0] * 4 + [0.0] * 4, True), ([1.0] * 4 + [0.0, 0.0, 0.0, 1.0], False)):
         loop = fixed.Fixed(fixed.experiment(*overrides), fixed.policy(), monkeypatch, rewards)
         before = [p.detach().clone() for p in loop.trainer.policy.model.parameters()]

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.testing import assert_close
 
+from align.checkpoints import Keeper, Snapshot, snapshots
 from align.refusals import ConfigError
+from align.schema import Checkpoint
 from align.trainers import trl_losses, trl_runs
 from align.trainers.trl_watch import start_loss
 from tests.trainers import tiny
@@ -21,7 +26,8 @@ from tests.trainers import tiny
 class Record:
     """What a run reported, in order: ("probe", n) and ("train", n) with the rows of "train"."""
 
-    def __init__(self, probe: Callable[[int], None] = lambda step: None):
+    def __init__(self, probe: Callable[[int], None] = lambda step: None, keeper: Keeper | None = None):
+        self.keeper = keeper
         self.events: list[tuple[str, int]] = []
         self.rows: list[dict[str, float]] = []
         self._probe = probe
@@ -38,16 +44,20 @@ class Record:
 def run(name: str, experiment: Any = None, model: Any = None, record: Record | None = None) -> Record:
     """A run of two steps with a preference loss, "sft" or "reward"."""
     record = record or Record()
-    if name == "sft":
-        trl_runs.train_sft(experiment or tiny.sft(), model or tiny.lora_policy(), tiny.DATA, record.log, record.probe)
-    elif name == "reward":
-        trained = model or tiny.reward_model()
-        trl_runs.train_reward(experiment or tiny.reward(), trained, tiny.DATA, record.log, record.probe)
-    else:
-        policy = model or tiny.lora_policy()
-        settings = experiment or tiny.preference(name)
-        trl_runs.train_preference(settings, policy, tiny.DATA, record.log, record.probe)
+    experiment = experiment or settings(name)
+    model = model or trained_by(name)
+    opened = SimpleNamespace(experiment=experiment, log=record.log, keeper=record.keeper)
+    train = {"sft": trl_runs.train_sft, "reward": trl_runs.train_reward}.get(name, trl_runs.train_preference)
+    train(opened, model, tiny.DATA, record.probe)
     return record
+
+
+def settings(name: str, **changes: Any) -> SimpleNamespace:
+    return {"sft": tiny.sft, "reward": tiny.reward}.get(name, partial(tiny.preference, name))(**changes)
+
+
+def trained_by(name: str) -> Any:
+    return tiny.reward_model() if name == "reward" else tiny.lora_policy()
 
 
 def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -59,7 +69,7 @@ RUNS = (*tiny.KNOBS, "sft", "reward")
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_steps_change_every_adapter_and_nothing_else(name):
-    model = tiny.reward_model() if name == "reward" else tiny.lora_policy()
+    model = trained_by(name)
     before = snapshot(model.model)
     record = run(name, model=model)
     after = snapshot(model.model)
@@ -113,6 +123,45 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_its_update():
     assert torch.equal(last, before)
 
 
+@pytest.mark.parametrize("name", ["dpo", "kto", "orpo", "sft", "reward"])
+def test_a_skipped_update_is_counted_and_leaves_every_weight_as_it_was(name):
+    model, experiment, seen = trained_by(name), settings(name), []
+    experiment.guard.nonfinite = "skip"
+    last = [p for p in model.model.parameters() if p.requires_grad][-1]
+    last.register_hook(lambda gradient: gradient * (math.inf if len(seen) == 1 else 1.0))  # up to the first update
+    record = Record(lambda step: seen.append(snapshot(model.model)))
+    run(name, experiment, model, record)
+    assert [row["guard/skipped_updates"] for row in record.rows] == [1, 0]
+    before, skipped, after = seen
+    assert all(torch.equal(before[key], skipped[key]) for key in before)
+    assert any(not torch.equal(skipped[key], after[key]) for key in before)
+    assert all(value.isfinite().all() for value in after.values())
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "orpo", "sft", "reward"])
+def test_a_run_that_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(name, tmp_path):
+    def weights(folder: str, start: Snapshot | None = None) -> tuple[Record, dict[str, torch.Tensor]]:
+        changes = {"optimizer": tiny.optimizer(schedule="linear", warmup_steps=2)}
+        experiment, model = settings(name, **changes), trained_by(name)
+        experiment.steps = 5
+        keeper = Keeper(tmp_path / folder, Checkpoint(every=1, keep=9), 5, Accelerator(cpu=True), dict, start)
+        record = run(name, experiment, model, Record(keeper=keeper))
+        return record, snapshot(model.model)
+
+    whole, ended = weights("whole")
+    kept = list(snapshots(tmp_path / "whole"))
+    assert [snapshot.step for snapshot in kept] == [4, 3, 2, 1]
+    for number, start in enumerate(kept[::2]):
+        rest, same = weights(f"rest-{number}", start)
+        assert rest.events == [event for event in whole.events if event[1] > start.step]
+        assert [told(row) for row in rest.rows] == [told(row) for row in whole.rows[start.step :]]
+        assert all(torch.equal(ended[key], same[key]) for key in ended)
+
+
+def told(row: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if not key.startswith("time/")}
+
+
 def test_step_0_is_probed_before_the_first_update_and_step_n_after_the_nth():
     policy = tiny.lora_policy()
     adapter = [p for name, p in policy.model.named_parameters() if "lora_B" in name][-1]
@@ -132,7 +181,7 @@ def test_the_learning_rate_warms_up_and_falls_linearly():
 @pytest.mark.parametrize("name", ["dpo", "kto", "sft", "reward"])
 def test_probing_never_changes_training(name):
     def weights(probe: Callable[[Any], None]) -> dict[str, torch.Tensor]:
-        model = tiny.reward_model() if name == "reward" else tiny.lora_policy()
+        model = trained_by(name)
         run(name, model=model, record=Record(lambda step: probe(model.model)))
         return snapshot(model.model)
 
@@ -149,11 +198,10 @@ def test_probing_never_changes_training(name):
 @pytest.mark.parametrize("name", ["dpo", "rdpo", "ldpo", "simpo", "ipo", "sft", "reward"])
 def test_the_micro_batch_is_a_matter_of_memory_only(name):
     def weights(micro_batch: int) -> dict[str, torch.Tensor]:
-        model = tiny.reward_model() if name == "reward" else tiny.lora_policy()
-        make = {"sft": tiny.sft, "reward": tiny.reward}.get(name)
+        model = trained_by(name)
         # Adam divides a gradient by its own size: with its usual eps it would turn rounding near 0 into whole steps
         changes = {"micro_batch": micro_batch, "optimizer": tiny.optimizer(eps=1e-3)}
-        run(name, make(**changes) if make else tiny.preference(name, **changes), model)
+        run(name, settings(name, **changes), model)
         return snapshot(model.model)
 
     one, four = weights(1), weights(4)
@@ -184,7 +232,7 @@ def test_dpo_learns_its_pairs():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_leaves_the_model_as_it_found_it_but_for_the_weights(name):
-    model = tiny.reward_model() if name == "reward" else tiny.lora_policy()
+    model = trained_by(name)
     run(name, model=model)
     assert list(model.model.peft_config) == ["default"]
     assert "forward" not in trl_losses.base_of(model.model).__dict__
@@ -197,7 +245,7 @@ def test_a_run_leaves_the_model_as_it_found_it_but_for_the_weights(name):
 def test_a_run_prints_nothing_and_reports_to_nobody(name, capfd, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **_: pytest.fail("telemetry was sent"))
-    model = tiny.reward_model() if name == "reward" else tiny.lora_policy()
+    model = trained_by(name)
     capfd.readouterr()
     run(name, model=model)
     assert capfd.readouterr() == ("", "")

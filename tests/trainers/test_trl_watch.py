@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
+import numpy
 import pytest
+import torch
 
-from align.trainers.trl_watch import start_loss, translate
+from align.trainers.trl_watch import kept_rng, start_loss, translate
 from tests.trainers import tiny
 
 
@@ -37,3 +40,16 @@ def test_a_loss_without_a_reference_has_no_log_ratios():
 def test_pairs_that_all_tie_are_half_right(accuracy, margin, expected):
     assert translate({"rewards/accuracies": accuracy, "rewards/margins": margin}, 0.1)["pref/accuracy"] == expected
     assert translate({"accuracy": accuracy, "margin": margin}, None)["rm/accuracy"] == expected
+
+
+def test_what_a_probe_draws_is_not_missing_outside_even_when_it_fails():
+    def drawn():
+        return random.random(), numpy.random.rand(), float(torch.rand(())), random.gauss(0, 1), numpy.random.randn()
+
+    for seed in (random.seed, numpy.random.seed, torch.manual_seed):
+        seed(1)
+    random.gauss(0, 1), numpy.random.randn()  # each keeps the second of a pair for the next call
+    with pytest.raises(ZeroDivisionError), kept_rng():
+        inside = drawn()
+        raise ZeroDivisionError
+    assert drawn() == inside

@@ -59,7 +59,8 @@ def optimizer(**changes: Any) -> SimpleNamespace:
 
 
 def experiment(algo: SimpleNamespace, steps: int = 2, **changes: Any) -> SimpleNamespace:
-    settings = dict(algo=algo, steps=steps, seed=0, device="cpu", model=SimpleNamespace(lora=LORA))  # fmt: skip
+    settings = dict(algo=algo, steps=steps, seed=0, device="cpu", model=SimpleNamespace(lora=LORA),
+                    guard=SimpleNamespace(nonfinite="stop"))  # fmt: skip
     return SimpleNamespace(**(settings | changes))
 
 
