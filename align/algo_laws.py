@@ -99,7 +99,12 @@ def preference(e: Experiment) -> None:
 
 
 def best_of_n(e: Experiment) -> None:
-    need(e.steps <= 10, "steps", e.steps, "algo=best_of_n takes the best of 2^steps answers to each prompt; use at most 10")
+    need(
+        e.steps <= 10,
+        "steps",
+        e.steps,
+        "algo=best_of_n takes the best of 2^steps answers to each prompt; use at most 10",
+    )
     need(
         e.reward.formula.strip() != "none",
         "reward.formula",
@@ -108,4 +113,10 @@ def best_of_n(e: Experiment) -> None:
     )
 
 
-LAWS = {"on_policy": on_policy_laws.enforce, "best_of_n": best_of_n, "preference": preference, "sft": sft, "reward": reward_training}
+LAWS = {
+    "on_policy": on_policy_laws.enforce,
+    "best_of_n": best_of_n,
+    "preference": preference,
+    "sft": sft,
+    "reward": reward_training,
+}

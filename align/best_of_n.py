@@ -1,6 +1,6 @@
-"""Best of n: nothing is trained, the best of n answers by the reward is taken. The baseline every trained arm must beat.
+"""Best of n: nothing is trained, of n answers the best by the reward is taken. The baseline of every trained arm.
 
-Step s takes the best of n = 2^s, so a run's rows are the curve of reward against KL. Its KL to the policy that is sampled
+Step s takes the best of n = 2^s, so a run's rows are the curve of reward against KL. Its KL to the policy it samples
 from is at most log n - (n - 1) / n nats per sequence, with equality when no two answers are the same or have the same
 reward (arXiv:2401.01879, theorem 1: an upper bound in general).
 """

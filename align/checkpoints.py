@@ -2,10 +2,10 @@
 
     checkpoints/step-000020/
         weights.safetensors   everything that training changes
-        state.pt              optimizer, schedule, random streams, controllers, positions (tensors and plain values only)
+        state.pt              optimizer, schedule, random streams, controllers, positions (tensors and plain values)
         manifest.json         SHA-256 of the two files above
 
-A checkpoint is written beside, flushed to disk and renamed, so it is whole or it is not there. One that was damaged later
+A checkpoint is written beside, flushed to disk and renamed, so it is whole or not there. One that was damaged later
 does not match its manifest, and the one before it is used.
 """
 
@@ -59,7 +59,9 @@ class Keeper:
     start: Snapshot | None = None
     probe_state: Callable[[], Mapping[str, Any]] = field(default=dict)
 
-    def save(self, step: int, weights: Callable[[], Mapping[str, Tensor]], state: Callable[[], Mapping[str, Any]]) -> None:
+    def save(
+        self, step: int, weights: Callable[[], Mapping[str, Tensor]], state: Callable[[], Mapping[str, Any]]
+    ) -> None:
         """Every checkpoint.every steps, but not where the run starts, goes on or ends."""
         begun = self.start.step if self.start else 0
         if step % self.cfg.every or not begun < step < self.steps:
@@ -83,7 +85,13 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file({name: value.contiguous().cpu() for name, value in snapshot.weights.items()}, aside / FILES[0])
-    rest = {"step": snapshot.step, "state": snapshot.state, "run": snapshot.run, "probe": snapshot.probe, "rng": snapshot.rng}
+    rest = {
+        "step": snapshot.step,
+        "state": snapshot.state,
+        "run": snapshot.run,
+        "probe": snapshot.probe,
+        "rng": snapshot.rng,
+    }
     torch.save(rest, aside / FILES[1])
     sums = {name: _flushed_sha256(aside / name) for name in FILES}
     (aside / "manifest.json").write_text(json.dumps(sums))

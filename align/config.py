@@ -33,8 +33,13 @@ __all__ = ["ConfigError", "Experiment", "check", "config_hash", "plain"]
 
 # A group whose fields depend on its `kind`: the kind picks the schema, once, here.
 KINDS: dict[str, dict[str, type]] = {
-    "algo": {"on_policy": OnPolicy, "preference": Preference, "sft": Sft, "reward": RewardTraining,
-             "best_of_n": BestOfN},
+    "algo": {
+        "on_policy": OnPolicy,
+        "preference": Preference,
+        "sft": Sft,
+        "reward": RewardTraining,
+        "best_of_n": BestOfN,
+    },
     "data": {"annotator": AnnotatorData, "arithmetic": ArithmeticData, "jsonl": JsonlData},
 }
 # Where and how a run is carried out; two runs that differ only here measure the same thing.
@@ -53,7 +58,11 @@ def check(cfg: DictConfig) -> Experiment:
     assert isinstance(container, dict)
     raw = {str(key): value for key, value in container.items()}
     refuse_unknown(raw, [field.name for field in fields(Experiment)], "")
-    for group, part in (("model", "lora"), ("algo", "critic"), ("algo", "gae")):  # `model.lora=none` on the command line
+    for group, part in (
+        ("model", "lora"),
+        ("algo", "critic"),
+        ("algo", "gae"),
+    ):  # `model.lora=none` on the command line
         section = raw.get(group)
         if isinstance(section, dict) and section.get(part) == "none":
             section[part] = None

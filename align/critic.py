@@ -1,8 +1,8 @@
 """The critic, and everything that is trained behind one module.
 
-An adapter critic is a second LoRA and a scalar head over the storage of the policy's base; a head critic reads the hidden
-states of the policy's own pass. Either way a value is read where the policy predicts: V_t belongs to the state before
-token t.
+An adapter critic is a second LoRA and a scalar head over the storage of the policy's base; a head critic reads the
+hidden states of the policy's own pass. Either way a value is read where the policy predicts: V_t belongs to
+the state before token t.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class AdapterCritic(nn.Module):
 
 
 class HeadCritic(nn.Module):
-    """A scalar head on the policy's hidden states. Its loss reaches the policy's adapter too, as in arXiv:1909.08593."""
+    """A scalar head on the policy's hidden states. Its loss reaches the policy's adapter, as in arXiv:1909.08593."""
 
     def __init__(self, width: int, device: torch.device):
         super().__init__()

@@ -89,7 +89,7 @@ def score(scorer: Callable[[Batch], Any], batch: Batch, rows: int) -> tuple[Tens
     for chosen in micro_batches(batch, rows):
         got = scorer(batch.rows(chosen))
         if not fields:
-            fields = [torch.zeros(batch.completion_mask.shape, device=batch.ids.device) for _ in got]
+            fields = [value.new_zeros(batch.completion_mask.shape) for value in got]
         for field, value in zip(fields, got, strict=True):
             field[chosen, : value.shape[1]] = value
     return tuple(fields)

@@ -115,7 +115,9 @@ class OpenRun:
         except KeyboardInterrupt:
             if self.run is not None:
                 trained.save(self.path)
-                self.terminal.note(f"interrupted; what was trained so far is in {self.path}; resume=true goes on with it")
+                self.terminal.note(
+                    f"interrupted; what was trained so far is in {self.path}; resume=true goes on with it"
+                )
             raise
         if self.run is not None:
             trained.save(self.path)

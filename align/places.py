@@ -32,8 +32,8 @@ def place(experiment: Experiment) -> Place:
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return Place(path)
         if not experiment.resume:
-            raise RunError(f"run_dir={path} already exists and is not empty; resume=true goes on with it, or name another "
-                           "folder")  # fmt: skip
+            raise RunError(f"run_dir={path} already exists and is not empty; resume=true goes on with it, or name "
+                           "another folder")  # fmt: skip
         return _earlier(path, experiment)
     digest = config_hash(plain(experiment))[:6]
     names = (experiment.algo.name, experiment.model.name, experiment.data.name)

@@ -74,7 +74,9 @@ class Rollout:
     completions: Completions
     rewards: Tensor  # [B] float32 from the reward source, before it is scaled and before any KL term
     components: Mapping[str, Tensor]  # name -> [B], the terms the reward is made of, unweighted
-    old_logprobs: Tensor | None = None  # [B, T] of the policy that sampled, by the trainer's own forward; None if unused
+    old_logprobs: Tensor | None = (
+        None  # [B, T] of the policy that sampled, by the trainer's own forward; None if unused
+    )
     reference_logprobs: Tensor | None = None  # [B, T], None when the KL is not used
     values: Tensor | None = None  # [B, T] of the critic before the update: V_t is the value before token t
 
@@ -83,8 +85,8 @@ class Rollout:
         """[B] bool: reward, logprobs and values are all finite."""
         fields = [f for f in (self.old_logprobs, self.reference_logprobs, self.values) if f is not None]
         found = self.rewards.isfinite()
-        for field in fields:
-            found = found & (field.isfinite() | ~self.completions.mask).all(-1)
+        for values in fields:
+            found = found & (values.isfinite() | ~self.completions.mask).all(-1)
         return found
 
 

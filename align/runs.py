@@ -4,7 +4,7 @@
     meta.json        versions, device, config hash, fingerprints of data and start weights, what the run is called
     metrics.jsonl    one flushed object per line: phase, step, counters, then the metrics
     samples.jsonl    completions the probe looked at, one per line
-    events.jsonl     what a reader should see: numbers that were not finite, exploding ratios, a critic that knows nothing
+    events.jsonl     what a reader should see: numbers that were not finite, exploding ratios, a useless critic
     checkpoints/     what `resume=true` goes on from (align/checkpoints.py)
     adapter/         the trained LoRA adapter (PEFT), or model/ with lora=none
     status.json      {"state": running | finished | failed | interrupted, ...}
@@ -117,7 +117,9 @@ class Run:
 
     def _write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
-            self._files[name].write(json.dumps(dict(row)) + "\n")  # ASCII: a lone surrogate in a text must not stop a run
+            self._files[name].write(
+                json.dumps(dict(row)) + "\n"
+            )  # ASCII: a lone surrogate in a text must not stop a run
         self._files[name].flush()
 
     def status(self, state: str, **details: Any) -> None:
@@ -205,7 +207,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def covers(path: Path, position: Mapping[str, Any]) -> bool:
     """Whether the files of a run directory are at least as long as they were at `position`."""
-    return all((path / name).is_file() and (path / name).stat().st_size >= size for name, size in position["sizes"].items())
+    return all(
+        (path / name).is_file() and (path / name).stat().st_size >= size for name, size in position["sizes"].items()
+    )
 
 
 def stable(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ SHOWN = (
 )
 # Rows of the closing table; what a run did not measure is left out.
 SUMMARY = ("reward/proxy", "reward/gold", "win/gold", "accuracy/sampled", "accuracy/greedy", "rm/accuracy",
-           "rm/gold_accuracy", "pref/accuracy", "kl/exact", "kl/bound", "length/mean", "length/truncated", "text/rep3")  # fmt: skip
+           "rm/gold_accuracy", "pref/accuracy", "kl/exact", "kl/bound", "length/mean", "length/truncated",
+           "text/rep3")  # fmt: skip
 
 
 class Terminal:
@@ -40,7 +41,9 @@ class Terminal:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        self.progress = Progress(*columns, console=self.console, transient=True, disable=silent or not self.console.is_terminal)
+        self.progress = Progress(
+            *columns, console=self.console, transient=True, disable=silent or not self.console.is_terminal
+        )
         self.task = self.progress.add_task("probe", total=steps, shown="")
 
     def note(self, text: str) -> None:

@@ -1,8 +1,8 @@
 """Advantages: how much better was this completion, or this token, than what could be expected?
 
-Those of a group take the rewards of K completions of each prompt, [prompts, K], and return [prompts, K]. Those of tokens
-take rewards [B, T] at the positions of `mask` [B, T] bool, which is True from the first token of a completion to its
-last, and return [B, T] with 0 elsewhere.
+Those of a group take the rewards of K completions of each prompt, [prompts, K], and return [prompts, K]. Those of
+tokens take rewards [B, T] at the positions of `mask` [B, T] bool, which is True from the first token of a completion
+to its last, and return [B, T] with 0 elsewhere.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of the distribution it was drawn from, in float32.
+    """Log-probability of each target and entropy of the distribution it was drawn from, in float32 at least.
 
         log p_t = z_t[y_t] / tau - logsumexp(z_t / tau)
         H_t     = logsumexp(z_t / tau) - sum_v p_t[v] z_t[v] / tau
@@ -17,7 +17,7 @@ def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) ->
     """
     assert logits.shape[:-1] == targets.shape, (logits.shape, targets.shape)
     assert temperature > 0, temperature
-    z = logits.float() / temperature
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     log_partition = z.logsumexp(-1)
     logprobs = z.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_partition
     with torch.no_grad():  # reported, never optimised: an entropy bonus would be an algorithm of its own

@@ -23,7 +23,7 @@ def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip: floa
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(R - V) / Var(R) over the positions of mask: 1 is a perfect critic, 0 no better than a constant, < 0 worse.
+    """1 - Var(R - V) / Var(R) over the positions of mask: 1 is perfect, 0 no better than a constant, < 0 worse.
 
     0 where the returns do not vary. values, returns [B, T], mask [B, T] bool -> scalar
     """

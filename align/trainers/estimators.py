@@ -31,7 +31,7 @@ class Memory:
         return replace(self, moments=self.moments.with_(rewards.tolist()))
 
     def adapted(self, kl: Kl, nats: float, completions: int) -> tuple[Memory, bool]:
-        """With the KL coefficient after a rollout that measured so many nats per sequence; and whether a bound acted."""
+        """With the KL coefficient after a rollout that measured so many nats per sequence; whether a bound acted."""
         if kl.target_nats_per_sequence is None or kl.horizon_completions is None or self.kl_coef is None:
             return self, False
         coef, bounded = adapted_coef(
@@ -41,7 +41,7 @@ class Memory:
 
 
 def estimate(rollout: Rollout, algo: OnPolicy, memory: Memory, limit: int) -> Targets:
-    """Advantages [B, T] of a rollout of B = prompts x K completions, prompt-major; `limit` is the sampling's, in tokens."""
+    """Advantages [B, T] of a rollout of B = prompts x K completions, prompt-major; `limit` is max_new_tokens."""
     completions = rollout.completions
     usable = rollout.finite
     if algo.advantage in GROUP:  # a group is compared as a whole or not at all
@@ -93,13 +93,13 @@ def shaped_rewards(
     """
     scores, stats = scored(rollout, algo, memory, limit)
     last = (rollout.completions.lengths - 1).unsqueeze(-1)
-    token_rewards = torch.zeros(mask.shape).scatter(1, last, scores.unsqueeze(-1))
+    token_rewards = scores.new_zeros(mask.shape).scatter(1, last, scores.unsqueeze(-1))
     if algo.kl.where == "reward":
         assert algo.kl.estimator and memory.kl_coef is not None
         assert rollout.old_logprobs is not None and rollout.reference_logprobs is not None
         estimator = kl_estimators.ESTIMATORS[algo.kl.estimator]
         token_rewards = token_rewards - memory.kl_coef * estimator(rollout.old_logprobs, rollout.reference_logprobs)
-    token_rewards = torch.where(mask, token_rewards, torch.zeros(()))
+    token_rewards = torch.where(mask, token_rewards, torch.zeros_like(token_rewards))
     sums = token_rewards.sum(-1)[mask.any(-1)]
     return token_rewards, stats | {"reward/shaped": float(sums.mean()) if len(sums) else float("nan")}
 
@@ -132,7 +132,7 @@ def scored(rollout: Rollout, algo: OnPolicy, memory: Memory, limit: int) -> tupl
 
 
 def divergence(rollout: Rollout, mask: Tensor) -> float:
-    """Nats per sequence from the policy that sampled to the reference, by k1, over completions that count; NaN if none."""
+    """Nats per sequence from the policy that sampled to the reference, by k1, over what counts; NaN if nothing."""
     assert rollout.old_logprobs is not None and rollout.reference_logprobs is not None
     per_token = kl_estimators.k1(rollout.old_logprobs, rollout.reference_logprobs)
     return float(masked_sum(per_token, mask, -1)[mask.any(-1)].mean())

@@ -1,4 +1,4 @@
-"""What an optimizer step differentiates: a named point on the axes as a loss, and a critic's error. Tensors in and out."""
+"""What an optimizer step differentiates: a named point on the axes as a loss, and a critic's error. Tensors only."""
 
 from __future__ import annotations
 

@@ -69,10 +69,10 @@ class OnPolicyTrainer:
         self.learner = Learner(experiment, policy, self.scorers, accelerator)
         self.reference = Scorer(policy.reference, temperature)
         self.memory = Memory(self.algo.kl.coef)
+        self.explained: list[float] = []  # variance of the returns that the critic explained, of each rollout
 
     def train(self, prompts: Sequence[Prompt], hooks: Hooks) -> None:
         stream = PromptStream(prompts, self.algo.prompts_per_step, self.experiment.seed)
-        explained: list[float] = []
         for step in range(self.restore(stream, hooks.keeper), self.experiment.steps + 1):
             hooks.probe(step)
             hooks.keeper.save(step, self.scorers.weights, lambda: self.state(stream))
@@ -87,10 +87,7 @@ class OnPolicyTrainer:
             stats |= targets.stats | self.learner.update(rollout, targets, step, self.memory.kl_coef)
             stats |= self.control(rollout, targets.mask)
             reports.outliers(self.learner.outliers, rollout, self.experiment.guard, step, hooks.event)
-            if self.algo.critic is not None:
-                explained.append(stats["critic/explained_variance"])
-                if step in (self.algo.critic.warmup_steps, self.experiment.steps - 1):  # as it starts to count, and last
-                    reports.critic(explained, step + 1, hooks.event)
+            self.watch_critic(stats, step, hooks.event)
             now = time.perf_counter()
             hooks.log(step + 1, stats | {"time/update": now - scored, "time/step": now - started})
 
@@ -125,9 +122,7 @@ class OnPolicyTrainer:
         for draw in range(self.algo.max_draws):
             prompts = stream.next()
             drawn = self.answered(prompts, ("rollout", step, *([draw] if draw else [])))
-            count(
-                prompts=len(prompts), completions=len(drawn.rewards), gen_tokens=int(drawn.completions.mask.sum())
-            )
+            count(prompts=len(prompts), completions=len(drawn.rewards), gen_tokens=int(drawn.completions.mask.sum()))
             if self.algo.max_draws == 1:
                 return drawn, {}
             K = self.algo.group_size
@@ -179,6 +174,14 @@ class OnPolicyTrainer:
         self.memory, bounded = self.memory.adapted(self.algo.kl, nats, len(rollout.rewards))
         return {"kl/coef": used, "kl/coef_bounded": float(bounded)}
 
+    def watch_critic(self, stats: dict[str, float], step: int, event: Callable[..., None]) -> None:
+        """A useless critic is reported when it starts to count, and at the end."""
+        if self.algo.critic is None:
+            return
+        self.explained.append(stats["critic/explained_variance"])
+        if step in (self.algo.critic.warmup_steps, self.experiment.steps - 1):
+            reports.critic(self.explained, step + 1, event)
+
     def state(self, stream: PromptStream) -> dict[str, Any]:
         moments = self.memory.moments
         return {
@@ -186,6 +189,7 @@ class OnPolicyTrainer:
             "kl_coef": self.memory.kl_coef,
             "moments": [moments.count, moments.mean, moments.deviations],
             "drawn": stream.drawn,
+            "explained": self.explained,
         }
 
     def restore(self, stream: PromptStream, keeper: Keeper) -> int:
@@ -195,6 +199,7 @@ class OnPolicyTrainer:
             return 0
         self.learner.restore(found.weights, found.state)
         self.memory = Memory(found.state["kl_coef"], Moments(*found.state["moments"]))
+        self.explained = list(found.state["explained"])
         stream.skip_to(found.state["drawn"])
         return found.step
 

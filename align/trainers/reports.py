@@ -51,8 +51,8 @@ def critic(explained: Sequence[float], step: int, event: Event) -> None:
     event(
         "critic",
         step,
-        f"step {step}: the critic's explained variance is {mean:.2f} over {len(late)} rollouts: as a baseline it is worse "
-        "than a constant. Try algo.critic.warmup_steps, another algo.critic.lr, or algo.critic.init=zero or reward",
+        f"step {step}: the critic's explained variance is {mean:.2f} over {len(late)} rollouts: as a baseline it is "
+        "worse than a constant. Try algo.critic.warmup_steps, another algo.critic.lr, algo.critic.init=zero or reward",
         explained_variance=mean,
     )
 

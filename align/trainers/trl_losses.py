@@ -38,7 +38,7 @@ class _Prepared:
         """TRL would report class, model and device; the environment variable alone is too late once hub is imported."""
 
     def begin_at(self, step: int, rule: str, skipped: Callable[[], None]) -> None:
-        """The update to start at, what to do about numbers that are not finite, and whom to tell when one is skipped."""
+        """The update to start at, the rule for numbers that are not finite, and whom to tell when one is skipped."""
         self._begin, self._rule, self._skipped = step, rule, skipped
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:

@@ -125,7 +125,10 @@ class Watcher(TrainerCallback):
             self.watch.keeper.save(step, lambda: trainable(self.trained), self._state)
 
     def _state(self) -> dict[str, Any]:
-        return {"optimizer": self._parts["optimizer"].state_dict(), "schedule": self._parts["lr_scheduler"].state_dict()}
+        return {
+            "optimizer": self._parts["optimizer"].state_dict(),
+            "schedule": self._parts["lr_scheduler"].state_dict(),
+        }
 
     def _probe(self, step: int) -> None:
         with kept_rng():

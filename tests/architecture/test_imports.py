@@ -83,9 +83,26 @@ def test_comparing_runs_does_not_import_torch():
     assert done.stdout.strip() == "False", done.stdout + done.stderr
 
 
-def test_the_loop_names_no_algorithm():
-    for file in ("align/trainers/on_policy.py", "align/trainers/estimators.py", "align/run.py", "align/experiment.py"):
-        code = ast.parse((ROOT / file).read_text())
-        words = {n.value.lower() for n in ast.walk(code) if isinstance(n, ast.Constant) and isinstance(n.value, str)
-                 and "\n" not in n.value and " " not in n.value}  # fmt: skip
-        assert not words & {"ppo", "grpo", "rloo", "dr_grpo", "dapo", "gspo", "dpo", "ipo", "kto"}, file
+LOOP = ["trainers/on_policy.py", "trainers/learner.py", "trainers/losses.py", "trainers/estimators.py",
+        "trainers/prompts.py", "trainers/reports.py", "critic.py", "rollouts.py", "checkpoints.py", "places.py", "opened.py",
+        "run.py", "experiment.py"]  # fmt: skip
+ALGORITHMS = {"ppo", "grpo", "rloo", "dr_grpo", "dapo", "gspo", "reinforce_pp", "dpo", "ipo", "kto"}
+
+
+def test_the_algorithms_that_the_loop_must_not_name_are_those_of_conf():
+    assert {file.stem for file in (ROOT / "conf" / "algo").glob("*.yaml")} >= ALGORITHMS
+
+
+@pytest.mark.parametrize("file", LOOP)
+def test_the_loop_names_no_algorithm(file):
+    code = ast.parse((ROOT / "align" / file).read_text())
+    words = {n.value.lower() for n in ast.walk(code) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+             and "\n" not in n.value and " " not in n.value}  # fmt: skip
+    assert not words & ALGORITHMS
+
+
+@pytest.mark.parametrize("file", LOOP)
+def test_the_loop_asks_no_algorithm_for_its_name(file):
+    code = ast.parse((ROOT / "align" / file).read_text())
+    names = [ast.unparse(n) for n in ast.walk(code) if isinstance(n, ast.Compare | ast.Match)]
+    assert not [text for text in names if "algo.name" in text]

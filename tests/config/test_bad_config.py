@@ -22,6 +22,11 @@ BAD = [
     (["+data.labels.lenght_bias=1"], ["data.labels.lenght_bias", "length_bias"]),
     (["+reward.learned.algo.betta=1"], ["reward.learned.algo.betta"]),
     (["+probe.evry=2"], ["probe.evry", "every"]),
+    (["algo=ppo", "+algo.critic.warmup=2"], ["algo.critic.warmup=2", "warmup_steps"]),
+    (["algo=ppo", "+algo.gae.lambda=1"], ["algo.gae.lambda=1", "lam"]),
+    (["algo=best_of_n", "+algo.optimizer.lr=1"], ["algo.optimizer"]),
+    (["+guard.nonfinit=skip"], ["guard.nonfinit=", "nonfinite"]),
+    (["+checkpoint.evry=2"], ["checkpoint.evry=2", "every"]),
     # wrong types
     (["steps=abc"], ["steps", "abc"]),
     (["seed=1.5"], ["seed", "1.5"]),
@@ -29,6 +34,9 @@ BAD = [
     (["model.lora.rank=x"], ["model.lora.rank", "x"]),
     (["model.lora.dora=maybe"], ["model.lora.dora", "maybe"]),
     (["algo.optimizer.betas=0.9"], ["algo.optimizer.betas"]),
+    (["resume=maybe"], ["resume", "maybe"]),
+    (["algo.whiten.rewards=maybe"], ["algo.whiten.rewards", "maybe"]),
+    (["algo=ppo", "algo.critic=yes"], ["algo.critic"]),
     # enums
     (["algo.advantage=group_normalised"], ["algo.advantage", "group_normalized"]),
     (["algo.kl.estimator=k4"], ["algo.kl.estimator", "k4", "k3"]),
@@ -54,7 +62,7 @@ BAD = [
     (["sampling.rows=-2"], ["sampling.rows"]),
     (["algo.optimizer.lr=0"], ["algo.optimizer.lr"]),
     (["algo.optimizer.lr=-1e-4"], ["algo.optimizer.lr"]),
-    (["algo.optimizer.lr=.nan"], ["algo.optimizer.lr"]),
+    (["algo.optimizer.lr=nan"], ["algo.optimizer.lr=nan", "> 0"]),
     (["algo.optimizer.betas=[0.9]"], ["algo.optimizer.betas"]),
     (["algo.optimizer.betas=[0.9,1.0]"], ["algo.optimizer.betas"]),
     (["algo.optimizer.max_grad_norm=0"], ["algo.optimizer.max_grad_norm"]),
@@ -62,7 +70,7 @@ BAD = [
     (["model.lora.rank=0"], ["model.lora.rank"]),
     (["model.lora.targets=[]"], ["model.lora.targets", "all-linear"]),
     (["data.labels.flips=0.6"], ["data.labels.flips"]),
-    (["data.labels.sharpness=0"], ["data.labels.sharpness"]),
+    (["data.labels.sharpness=0"], ["data.labels.sharpness", "(inf: no label noise)"]),
     (["data.pool.samples=1"], ["data.pool.samples", ">= 2"]),
     (["data=arithmetic", "data.terms=1"], ["data.terms"]),
     (["data=arithmetic", "data.low=9", "data.high=3"], ["data.low", "data.high"]),
@@ -111,8 +119,81 @@ BAD = [
     (["reward=gold", "reward.formula=''"], ["reward.formula", "empty"]),
     (["reward=gold", "reward.formula=learned"], ["reward.formula", "reward=learned"]),
     (["reward.formula=length"], ["reward.formula", "learned"]),
-    (["data.pool.temperature=.inf"], ["data.pool.temperature"]),
+    (["data.pool.temperature=inf"], ["data.pool.temperature=inf", "<= 5"]),
 ]
+
+# Of the on-policy loop, of guards and checkpoints. Overrides on top of algo=ppo (or what they name) -> key=value, fix
+HORIZON = "algo.kl.horizon_completions"
+ON_POLICY = [
+    # the batch
+    *([[f"algo.{key}=0"], [f"algo.{key}=0", ">= 1"]]
+      for key in ("prompts_per_step", "group_size", "max_draws", "epochs", "minibatches", "micro_batch")),
+    (["algo.max_draws=2"], ["algo.max_draws=2", "use 1"]),
+    (["algo=reinforce_pp", "algo.max_draws=2"], ["algo.max_draws=2", "algo.advantage=reward", "use 1"]),
+    # advantages
+    (["algo.gae=none"], ["algo.gae=none", "algo=ppo"]),
+    (["algo.critic=none"], ["algo.critic=none", "algo=ppo"]),
+    (["algo=grpo", "algo.advantage=gae"], ["algo.gae=none", "algo=ppo"]),
+    (["algo.advantage=reward"], ["algo.gae=given", "algo.gae=none"]),
+    (["algo.advantage=reward", "algo.gae=none"], ["algo.critic=given", "algo.critic=none"]),
+    (["algo.gae.gamma=1.01"], ["algo.gae.gamma=1.01", "<= 1"]),
+    (["algo.gae.lam=-0.1"], ["algo.gae.lam=-0.1", ">= 0"]),
+    (["algo.gae.critic_lam=2"], ["algo.gae.critic_lam=2", "<= 1"]),
+    (["algo.ratio.level=sequence_mean"], ["algo.ratio.level=sequence_mean", "algo.ratio.level=token"]),
+    # the critic
+    (["algo.critic.kind=adaptor"], ["algo.critic.kind=adaptor", "adapter"]),
+    (["algo.critic.init=zeros"], ["algo.critic.init=zeros", "zero"]),
+    (["algo.critic.coef=-1"], ["algo.critic.coef=-1", ">= 0"]),
+    (["algo.critic.lr=0"], ["algo.critic.lr=0", "> 0"]),
+    (["algo.critic.clip=0"], ["algo.critic.clip=0", "> 0"]),
+    (["algo.minibatches=1"], ["algo.critic.clip=0.2", "never act", "null"]),
+    (["algo.critic.warmup_steps=60"], ["algo.critic.warmup_steps=60", "below steps=60"]),
+    (["algo.critic.warmup_steps=-1"], ["algo.critic.warmup_steps=-1", ">= 0"]),
+    (["model.lora=none", "reward=gold"], ["algo.critic.kind=adapter", "algo.critic.kind=head"]),
+    (["algo.critic.init=reward", "reward=gold"], ["algo.critic.init=reward", "reward=learned"]),
+    (["algo.critic.init=reward", "algo.critic.kind=head"], ["algo.critic.init=reward", "algo.critic.kind=adapter"]),
+    (["model.lora.init=pissa", "reward=gold"], ["algo.critic.kind=adapter", "model.lora.init=default"]),
+    # KL
+    (["algo=gspo", "algo.kl.target_nats_per_sequence=6"], ["algo.kl.target_nats_per_sequence=6", "null"]),
+    (["algo=gspo", f"{HORIZON}=9999"], [f"{HORIZON}=9999", "null"]),
+    (["algo=grpo", "algo.kl.estimator=k1"], ["algo.kl.estimator=k1", "k3", "algo.kl.where=reward"]),
+    (["algo.kl.coef=null"], ["algo.kl.coef=None", "needs a number"]),
+    (["algo.kl.coef=0"], ["algo.kl.coef=0", "> 0"]),
+    (["algo.kl.target_nats_per_sequence=6"], [f"{HORIZON}=None", "needs both"]),
+    ([f"{HORIZON}=9999"], [f"{HORIZON}=9999", "needs both", "algo.kl.target_nats_per_sequence=None"]),
+    ([f"{HORIZON}=9999", "algo.kl.target_nats_per_sequence=0"], ["algo.kl.target_nats_per_sequence=0", "> 0"]),
+    ([f"{HORIZON}=31", "algo.kl.target_nats_per_sequence=6"], [f"{HORIZON}=31", "at least", "32"]),
+    ([f"{HORIZON}=inf", "algo.kl.target_nats_per_sequence=6"], [f"{HORIZON}=inf", "at least"]),
+    # ratios
+    (["algo.ratio.clip_low=0"], ["algo.ratio.clip_low=0", "> 0"]),
+    (["algo.ratio.clip_high=null"], ["algo.ratio.clip_high=None", "both"]),
+    (["algo.ratio.clip_dual=1.1"], ["algo.ratio.clip_dual=1.1", "above 1 + clip_high"]),
+    (["algo=grpo", "algo.ratio.clip_dual=3"], ["algo.ratio.clip_dual=3", "never act"]),
+    (["algo=grpo", "algo.epochs=2", "algo.ratio.clip_dual=3"], ["algo.ratio.clip_dual=3", "needs algo.ratio.clip_high"]),
+    (["algo=gspo", "algo.aggregate=token_mean"], ["algo.aggregate=token_mean", "algo.aggregate=sequence_mean"]),
+    # rewards and truncation
+    (["reward=none"], ["reward.formula=none", "algo=ppo", "reward=learned"]),
+    (["algo.scale.normalise=always"], ["algo.scale.normalise=always", "running"]),
+    (["algo.scale.clip=0"], ["algo.scale.clip=0", "> 0"]),
+    (["algo.truncation.mode=replace"], ["algo.truncation.penalty=None", "needs a number"]),
+    (["algo.truncation.mode=mask", "algo.truncation.penalty=1"], ["algo.truncation.penalty=1", "mode=penalise"]),
+    (["algo=dapo", "algo.truncation.penalty=0"], ["algo.truncation.penalty=0", "> 0"]),
+    (["algo=dapo", "algo.truncation.ramp=null"], ["algo.truncation.ramp=None", "share of the limit"]),
+    (["algo=dapo", "algo.truncation.ramp=1"], ["algo.truncation.ramp=1", "between 0 and 1"]),
+    (["algo.truncation.ramp=0.2"], ["algo.truncation.ramp=0.2", "algo.truncation.mode=keep"]),
+    # best of n
+    (["algo=best_of_n", "steps=11"], ["steps=11", "at most 10"]),
+    (["algo=best_of_n", "steps=0"], ["steps=0", ">= 1"]),
+    (["algo=best_of_n", "reward=none"], ["reward.formula=none", "reward=learned"]),
+    # guards and checkpoints
+    (["guard.nonfinite=ignore"], ["guard.nonfinite=ignore", "stop, skip"]),
+    (["guard.log_ratio=0"], ["guard.log_ratio=0", "> 0"]),
+    (["guard.log_ratio=nan"], ["guard.log_ratio=nan", "> 0"]),
+    (["guard.kl_nats_per_sequence=-1"], ["guard.kl_nats_per_sequence=-1", "> 0"]),
+    (["checkpoint.every=0"], ["checkpoint.every=0", ">= 1"]),
+    (["checkpoint.keep=0"], ["checkpoint.keep=0", ">= 1"]),
+]  # fmt: skip
+BAD += [(["algo=ppo", *overrides], named) for overrides, named in ON_POLICY]
 
 
 @pytest.mark.parametrize(("overrides", "named"), BAD, ids=[" ".join(o) for o, _ in BAD])
