@@ -27,12 +27,14 @@ import numpy
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align.schema import Checkpoint
 
 FILES = ("weights.safetensors", "state.pt")
+DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Keeper:
         streams = gather_object([rng_state()])
         if self.accelerator.is_main_process:
             write(self.folder, Snapshot(step, weights(), state(), self.run_state(), self.probe_state(), streams))
-            prune(self.folder, self.cfg.keep)
+            prune(self.folder, self.cfg.keep, step)
         self.accelerator.wait_for_everyone()
 
     def restore_rng(self) -> None:
@@ -80,9 +82,10 @@ class Keeper:
 
 def write(folder: Path, snapshot: Snapshot) -> Path:
     """Write aside, flush, rename. What an earlier process left half-written is removed. -> the checkpoint's folder"""
-    target = folder / f"step-{snapshot.step:06d}"
+    target = folder / _name(snapshot.step)
     aside = folder / f".{target.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in folder.glob(".step-*.tmp"):
+        shutil.rmtree(left)
     aside.mkdir(parents=True)
     save_file({name: value.contiguous().cpu() for name, value in snapshot.weights.items()}, aside / FILES[0])
     rest = {
@@ -96,6 +99,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     sums = {name: _flushed_sha256(aside / name) for name in FILES}
     (aside / "manifest.json").write_text(json.dumps(sums))
     _flushed_sha256(aside / "manifest.json")
+    _flush_folder(aside)
     if target.exists():  # a damaged one that was skipped
         shutil.rmtree(target)
     aside.rename(target)
@@ -103,11 +107,17 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     return target
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest. The manifest goes first: half a checkpoint must not look like one."""
-    for old in _newest_first(folder)[keep:]:
-        (old / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(old)
+def prune(folder: Path, keep: int, step: int) -> None:
+    """Remove all but the newest up to `step`: what claims to be later was damaged, or the run has gone back before it.
+
+    The manifest goes first: half a checkpoint must not look like one.
+    """
+    found = _newest_first(folder)
+    kept = [path for path in found if _order(path) <= _order(folder / _name(step))][:keep]
+    for old in found:
+        if old not in kept:
+            (old / "manifest.json").unlink(missing_ok=True)
+            shutil.rmtree(old)
 
 
 def snapshots(folder: Path) -> Iterator[Snapshot]:
@@ -115,7 +125,7 @@ def snapshots(folder: Path) -> Iterator[Snapshot]:
     for path in _newest_first(folder):
         try:
             yield _read(path)
-        except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except DAMAGE as error:
             warnings.warn(f"checkpoint {path} is damaged ({error}); the one before it is used", stacklevel=2)
 
 
@@ -150,8 +160,16 @@ def restore_rng(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _order(path: Path) -> tuple[int, str]:
+    return len(path.name), path.name  # seven digits come after six
+
+
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), key=_order, reverse=True)
 
 
 def _sha256(path: Path) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from align.checkpoints import Snapshot, snapshots
 from align.config import CIRCUMSTANCES, config_hash, plain
@@ -46,18 +49,29 @@ def place(experiment: Experiment) -> Place:
 
 
 def _earlier(path: Path, experiment: Experiment) -> Place:
+    here = plain(experiment)
     if not (path / "meta.json").is_file():  # stopped before it was open
-        if not path.is_dir() or any(file.name != "config.yaml" and file.suffix != ".tmp" for file in path.iterdir()):
+        if not path.is_dir() or not all(_begun(file, here) for file in path.iterdir()):
             raise RunError(f"run_dir={path} is not a run directory: there is nothing to go on with")
         for file in path.iterdir():
             file.unlink()
         return Place(path)
     before = read(path)
-    here = plain(experiment)
     if config_hash(before.config) != config_hash(here):
         different = ", ".join(_differences(before.config, here, ""))
         raise RunError(f"run_dir={path} is another experiment: it differs in {different}; a run goes on as it began")
     return Place(path, before)
+
+
+def _begun(file: Path, here: Mapping[str, Any]) -> bool:
+    """Whether a file is of a start of this experiment that was stopped before meta.json was written, and can go."""
+    if file.name != "config.yaml":
+        return file.is_file() and re.fullmatch(r"(config\.yaml|meta\.json)\.\d+\.tmp", file.name) is not None
+    try:
+        there = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(there, dict) and config_hash(there) == config_hash(here)
 
 
 def _differences(one: Any, other: Any, key: str) -> list[str]:

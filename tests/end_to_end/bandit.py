@@ -10,3 +10,8 @@ from reward_models.base import Sample
 def even(samples: Sequence[Sample]) -> list[float]:
     """Share of the completion's tokens with an even id: about a half for a random policy, 1 at best, 0 at worst."""
     return [sum(token % 2 == 0 for token in s.completion_ids) / len(s.completion_ids) for s in samples]
+
+
+def letter(samples: Sequence[Sample]) -> list[float]:
+    """Share of the completion's tokens that are one certain token: 1/261 for a random policy, 1 at best."""
+    return [s.completion_ids.count(70) / len(s.completion_ids) for s in samples]

@@ -60,7 +60,7 @@ def policy_gradient(trainer: OnPolicyTrainer, rollout: Rollout) -> Tensor:
 
 
 def test_ppo_without_its_extras_is_reinforce(monkeypatch):
-    """lambda = gamma = 1, a zero critic that stays so, nothing whitened, one epoch: -mean over tokens of R grad log p."""
+    """lambda = gamma = 1, a zero critic that stays so, nothing whitened, one epoch: -mean of R grad log p."""
     trainer = trainer_of(monkeypatch, *PPO, *BARE, "algo.critic.init=zero", dtype=torch.float64)
     rollout = collected(trainer)
     assert rollout.values is not None and rollout.values.abs().max() == 0
