@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from align.runs import Run, RunError, free_name, read, read_lines, stable
+from align.runs import LINES, Run, RunError, covers, free_name, read, read_lines, stable
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_new_run_is_running_and_says_what_it_is(path):
     assert state(path)["state"] == "running"
     assert yaml.safe_load((path / "config.yaml").read_text()) == {"algo": {"name": "grpo"}, "seed": 0}
     assert json.loads((path / "meta.json").read_text()) == {"name": "grpo tiny"}
-    assert (path / "metrics.jsonl").read_text() == (path / "samples.jsonl").read_text() == ""
+    assert all((path / f"{name}.jsonl").read_text() == "" for name in ("metrics", "samples", "events"))
 
 
 def test_a_row_is_on_disk_as_soon_as_it_is_logged(path):
@@ -72,6 +72,13 @@ def test_text_that_is_not_unicode_does_not_stop_a_run(path):
     assert [row["completion"] for row in read(path, samples=True).samples] == texts
 
 
+def test_an_event_is_on_disk_at_once_with_what_it_is_about(path):
+    opened(path).event("ratio", 3, "step 3: a ratio of 9", prompt_id="p1", log_ratio=math.inf, position=2)
+    assert read_lines(path / "events.jsonl") == [
+        {"kind": "ratio", "step": 3, "what": "step 3: a ratio of 9", "prompt_id": "p1", "log_ratio": None, "position": 2}
+    ]
+
+
 @pytest.mark.parametrize(
     ("error", "expected"), [(None, "finished"), (KeyboardInterrupt(), "interrupted"), (ValueError("bad"), "failed")]
 )
@@ -108,6 +115,63 @@ def test_a_status_is_never_half_written(path, monkeypatch):
         run.status("finished")
     assert state(path)["state"] == "running"
     assert list(path.glob("*.tmp")) == []
+
+
+# --- going on ---
+
+
+def cut_off(path: Path) -> dict:
+    """A run that was killed one step after the position that is returned."""
+    run = opened(path)
+    for step in (1, 2):
+        run.count(prompts=2, completions=8, gen_tokens=50)
+        run.log("train", step, {"loss": 0.5})
+        run.log_samples([{"step": step, "completion": "é漢"}])
+        run.event("kl", step, "far")
+        if step == 1:
+            position = run.position()
+    (path / "error.log").write_text("Traceback")
+    return position
+
+
+def test_a_run_goes_on_where_it_stood_and_no_row_stands_twice(path):
+    position = cut_off(path)
+    with Run.reopen(path, json.loads(json.dumps(position))) as run:
+        assert state(path)["state"] == "running"
+        assert not (path / "error.log").exists()
+        run.count(prompts=2, completions=8, gen_tokens=70)
+        run.log("train", 2, {"loss": 0.25})
+    record = read(path, samples=True)
+    assert [(row["step"], row["loss"], row["gen_tokens"]) for row in record.rows] == [(1, 0.5, 50), (2, 0.25, 120)]
+    assert [row["step"] for row in record.samples] == [1]
+    assert [row["step"] for row in read_lines(path / "events.jsonl")] == [1]
+    assert record.meta == {"name": "grpo tiny"} and record.state == "finished"
+
+
+def test_its_seconds_go_on_too(path):
+    position = cut_off(path) | {"seconds": 1000.0}
+    assert Run.reopen(path, position).log("train", 2, {})["seconds"] >= 1000
+
+
+def test_without_a_position_a_run_starts_over(path):
+    cut_off(path)
+    run = Run.reopen(path, None)
+    assert [(path / name).stat().st_size for name in LINES] == [0, 0, 0]
+    assert run.counters == {"prompts": 0, "completions": 0, "gen_tokens": 0}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_files_that_are_shorter_than_they_were_do_not_cover_a_position(path, name):
+    position = cut_off(path)
+    assert covers(path, position)
+    with (path / name).open("ab") as file:
+        file.truncate(position["sizes"][name])
+    assert covers(path, position)
+    with (path / name).open("ab") as file:
+        file.truncate(position["sizes"][name] - 1)
+    assert not covers(path, position)
+    (path / name).unlink()
+    assert not covers(path, position)
 
 
 # --- where ---
