@@ -1,8 +1,8 @@
-"""DPO and GRPO from the same start, on the same task, by the same ruler; ends with the page that compares them.
+"""PPO, DPO and GRPO from the same start, on the same task, by the same ruler; ends with the page that compares them.
 
 What `make demo` runs: the embedded SmolLM2-135M learns one-digit sums, once from pairs of a right and a wrong answer,
-once from its own samples and a verifier. About five minutes on two CPU cores, less than 4 GB.
-Overrides are passed on to both: `python scripts/demo.py steps=40 seed=1`.
+twice from its own samples and a verifier. Less than ten minutes on two CPU cores, less than 4 GB.
+Overrides are passed on to all: `python scripts/demo.py steps=40 seed=1`.
 """
 
 from __future__ import annotations
@@ -23,5 +23,5 @@ def run(*overrides: str) -> str:
 
 
 if __name__ == "__main__":
-    arms = [run("algo=dpo"), run("algo=grpo")]
+    arms = [run("algo=dpo"), run("algo=grpo"), run("algo=ppo")]
     sys.exit(subprocess.run([sys.executable, "-m", "align.compare", *arms, "out=compare/demo"]).returncode)

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # A module may import from its own level and from those before it.
 LEVELS = [
-    ["align.maths", "align.refusals", "align.on_policy_laws", "align.algo_laws", "align.laws", "align.schema", "align.config", "align.runs",
-     "align.seeds", "align.embedded", "align.hub", "align.tiny", "align.records", "align.rollouts",
+    ["align.maths", "align.refusals", "align.on_policy_laws", "align.algo_laws", "align.laws", "align.schema",
+     "align.config", "align.runs", "align.seeds", "align.embedded", "align.hub", "align.tiny", "align.records", "align.rollouts",
      "align.checkpoints", "align.places", "reward_models"],
     ["align.data", "align.device", "align.models", "align.reward_model", "align.forward"],
     ["align.sampling", "align.rewards", "align.critic"],
@@ -84,8 +84,8 @@ def test_comparing_runs_does_not_import_torch():
 
 
 LOOP = ["trainers/on_policy.py", "trainers/learner.py", "trainers/losses.py", "trainers/estimators.py",
-        "trainers/prompts.py", "trainers/reports.py", "critic.py", "rollouts.py", "checkpoints.py", "places.py", "opened.py",
-        "run.py", "experiment.py"]  # fmt: skip
+        "trainers/prompts.py", "trainers/reports.py", "critic.py", "rollouts.py", "checkpoints.py", "places.py",
+        "opened.py", "run.py", "experiment.py"]  # fmt: skip
 ALGORITHMS = {"ppo", "grpo", "rloo", "dr_grpo", "dapo", "gspo", "reinforce_pp", "dpo", "ipo", "kto"}
 
 

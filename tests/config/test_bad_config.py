@@ -169,7 +169,7 @@ ON_POLICY = [
     (["algo.ratio.clip_high=null"], ["algo.ratio.clip_high=None", "both"]),
     (["algo.ratio.clip_dual=1.1"], ["algo.ratio.clip_dual=1.1", "above 1 + clip_high"]),
     (["algo=grpo", "algo.ratio.clip_dual=3"], ["algo.ratio.clip_dual=3", "never act"]),
-    (["algo=grpo", "algo.epochs=2", "algo.ratio.clip_dual=3"], ["algo.ratio.clip_dual=3", "needs algo.ratio.clip_high"]),
+    (["algo=grpo", "algo.epochs=2", "algo.ratio.clip_dual=3"], ["algo.ratio.clip_dual=3", "algo.ratio.clip_high"]),
     (["algo=gspo", "algo.aggregate=token_mean"], ["algo.aggregate=token_mean", "algo.aggregate=sequence_mean"]),
     # rewards and truncation
     (["reward=none"], ["reward.formula=none", "algo=ppo", "reward=learned"]),

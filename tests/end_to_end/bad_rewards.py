@@ -13,8 +13,16 @@ NOT_CALLABLE = 3
 
 def interrupted_on_the_third_call(samples: Sequence[Sample]) -> list[float]:
     """The probe at step 0 is the first."""
+    return interrupted(samples, 3)
+
+
+def interrupted_on_the_sixth_call(samples: Sequence[Sample]) -> list[float]:
+    return interrupted(samples, 6)
+
+
+def interrupted(samples: Sequence[Sample], call: int) -> list[float]:
     CALLS.append(len(samples))
-    if len(CALLS) == 3:
+    if len(CALLS) == call:
         raise KeyboardInterrupt
     return [float(sum(sample.completion_ids) % 2) for sample in samples]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,6 +104,48 @@ def test_a_run_dir_that_cannot_be_used(tmp_path, runs):
 def test_a_runs_root_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refusal(tmp_path, RunError, f"runs_root={tmp_path}/file")
+
+
+# --- resume ---
+
+
+def test_resume_in_a_folder_that_is_no_run(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("years of work")
+    for name in ("folder", "file"):
+        message = refusal(tmp_path, RunError, f"run_dir={tmp_path}/{name}", "resume=true")
+        assert f"run_dir={tmp_path}/{name} is not a run directory" in message
+
+
+def test_resume_in_the_folder_of_another_config(tmp_path):
+    run = fake_run(tmp_path / "run", "steps=1", "seed=4", state="running")
+    message = refusal(tmp_path, RunError, f"run_dir={run}", "resume=true", "algo.kl.coef=0.5")
+    assert f"run_dir={run} is another experiment" in message
+    assert "seed (4 there, 0 here)" in message and "algo.kl.coef (0.04 there, 0.5 here)" in message
+
+
+def test_a_folder_with_a_run_is_refused_with_the_way_to_go_on(tmp_path):
+    run = fake_run(tmp_path / "run", "steps=1", state="running")
+    message = refusal(tmp_path, RunError, f"run_dir={run}")
+    assert f"run_dir={run} already exists" in message and "resume=true goes on with it" in message
+
+
+@pytest.mark.parametrize(("key", "what"), [("start_fingerprint", "start weights"), ("data_fingerprint", "data")])
+def test_resume_with_a_start_or_data_that_have_changed(tmp_path, key, what):
+    run = execute(tmp_path, *no_warmup("sft"), "steps=1", f"run_dir={tmp_path}/run")
+    meta = json.loads((run / "meta.json").read_text())
+    (run / "meta.json").write_text(json.dumps(meta | {key: "of other bytes"}))
+    (run / "status.json").write_text('{"state": "running"}')
+    message = refusal(tmp_path, RunError, *no_warmup("sft"), f"run_dir={run}", "resume=true")
+    assert f"run_dir={run}: the {what} have changed since the run began" in message
+
+
+def test_a_damaged_row_in_a_run_to_go_on_with(tmp_path):
+    run = fake_run(tmp_path / "run", "steps=1", f"runs_root={tmp_path}/runs", state="running")
+    (run / "metrics.jsonl").write_text('{"phase": "tr\n{}\n')
+    message = refusal(tmp_path, RunError, f"run_dir={run}", "resume=true")
+    assert f"{run / 'metrics.jsonl'}, line 1" in message
 
 
 # --- model.start ---

@@ -15,10 +15,12 @@ from tests.config.test_conf import choices
 from tests.end_to_end.helpers import ROOT, adapter_moved, execute, no_warmup
 
 STEPS = 3
-ON_POLICY = ("grpo", "rloo", "dr_grpo")
+ONE_UPDATE = ("grpo", "rloo", "dr_grpo")
+ON_POLICY = (*ONE_UPDATE, "ppo", "dapo", "gspo", "reinforce_pp")
 PREFERENCE = ("dpo", "ipo", "cdpo", "rdpo", "ldpo", "simpo", "orpo", "kto")
 POLICIES = ("sft", *PREFERENCE, *ON_POLICY)
-ALGORITHMS = (*POLICIES, "reward")
+TRAINED = (*POLICIES, "reward")
+ALGORITHMS = (*TRAINED, "best_of_n")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_it_finishes_with_a_report(runs, algo):
     assert not (run.path / "error.log").exists()
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", TRAINED)
 def test_rows_are_a_probe_before_and_after_and_one_row_for_each_step(runs, algo):
     run = runs(algo)
     assert [row["step"] for row in run.phase("probe")] == [0, STEPS]
@@ -76,7 +78,7 @@ def documented() -> list[str]:
     return [name.replace("<package.module:function>", "*:*") for name in names]
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", TRAINED)
 def test_every_matrix_of_its_adapter_has_moved(runs, algo):
     assert adapter_moved(load_file(runs(algo).path / "adapter" / "adapter_model.safetensors"))
 
@@ -110,19 +112,80 @@ def test_the_first_loss_is_ln_2(runs, algo):
     assert runs(algo).phase("train")[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
-@pytest.mark.parametrize("algo", ON_POLICY)
-def test_on_policy_the_first_ratio_is_1_and_no_token_is_clipped(runs, algo):
+@pytest.mark.parametrize("algo", ONE_UPDATE)
+def test_with_one_update_the_first_ratio_is_1_and_no_token_is_clipped(runs, algo):
     first = runs(algo).phase("train")[0]
     assert first["ratio/mean"] == pytest.approx(1, abs=1e-6)
     assert first["ratio/clipped"] == 0
 
 
-@pytest.mark.parametrize("algo", ON_POLICY)
+@pytest.mark.parametrize("algo", sorted(set(ON_POLICY) - set(ONE_UPDATE)))
+def test_with_several_updates_the_policy_has_moved_off_the_one_that_sampled(runs, algo):
+    for row in runs(algo).phase("train"):
+        assert row["kl_old/k3"] > 0
+        assert 0 < abs(row["ratio/mean"] - 1) < 0.1
+
+
+@pytest.mark.parametrize("algo", sorted(set(ON_POLICY) - {"dapo"}))
 def test_on_policy_counts_what_it_samples(runs, algo):
     last = runs(algo).rows[-1]
-    assert (last["prompts"], last["completions"]) == (4 * STEPS, 4 * 8 * STEPS)
+    group = runs(algo).config["algo"]["group_size"]
+    assert (last["prompts"], last["completions"]) == (32 // group * STEPS, 32 * STEPS)
     lengths = [row["length/mean"] for row in runs(algo).phase("train")]
-    assert last["gen_tokens"] == round(4 * 8 * sum(lengths))
+    assert last["gen_tokens"] == round(32 * sum(lengths))
+
+
+def test_dapo_counts_the_groups_that_it_discards_too(runs):
+    last, rows = runs("dapo").rows[-1], runs("dapo").phase("train")
+    drawn = sum(row["group/drawn"] for row in rows)
+    assert (last["prompts"], last["completions"]) == (drawn, 8 * drawn)
+    assert drawn >= 4 * STEPS
+    assert last["gen_tokens"] >= round(32 * sum(row["length/mean"] for row in rows))
+
+
+def test_only_ppo_has_a_critic_which_starts_at_zero_and_moves(runs):
+    assert [algo for algo in ON_POLICY if "critic/loss" in runs(algo).phase("train")[0]] == ["ppo"]
+    first, *_, last = runs("ppo").phase("train")
+    assert (first["value/mean"], first["value/std"], first["critic/explained_variance"]) == (0, 0, 0)
+    assert last["value/std"] > 0
+
+
+# --- best of n ---
+
+
+def test_best_of_n_is_a_probe_for_every_doubling_and_trains_nothing(runs):
+    run = runs("best_of_n")
+    assert [(row["phase"], row["step"]) for row in run.rows] == [("probe", step) for step in range(STEPS + 1)]
+    assert not (run.path / "adapter").exists()
+    assert (run.rows[-1]["prompts"], run.rows[-1]["completions"], run.rows[-1]["gen_tokens"]) == (0, 0, 0)
+
+
+def test_best_of_n_has_a_bound_on_its_kl_and_measures_none_after_step_0(runs):
+    rows = runs("best_of_n").phase("probe")
+    assert [rows[0][key] for key in ("kl/k1", "kl/k3", "kl/exact")] == [0, 0, 0]
+    assert [row["kl/bound"] for row in rows] == pytest.approx([0, math.log(2) - 1 / 2, math.log(4) - 3 / 4,
+                                                               math.log(8) - 7 / 8])  # fmt: skip
+    assert not [key for row in rows[1:] for key in row if key in ("kl/k1", "kl/k3", "kl/exact", "policy/entropy")]
+
+
+def test_best_of_n_is_never_worse_than_best_of_fewer(runs):
+    """Candidates of n are among those of 2n, so it holds for each prompt and not on average only."""
+    run = runs("best_of_n")
+    curves: dict[str, list[float]] = {}
+    for row in run.samples:
+        curves.setdefault(row["prompt_id"], []).append(row["reward"])
+    assert len(curves) == 4 and all(len(curve) == STEPS + 1 for curve in curves.values())
+    assert all(curve == sorted(curve) for curve in curves.values())
+    assert sum(curve[-1] for curve in curves.values()) > sum(curve[0] for curve in curves.values())
+
+
+def test_best_of_n_starts_where_every_other_arm_does(runs):
+    ours, theirs = (runs(algo).phase("probe")[0] for algo in ("best_of_n", "dpo"))
+    same = {key for key in theirs if not key.startswith(("seconds", "time/", "memory/"))}
+    assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
+    assert ours.keys() - theirs.keys() == {"kl/bound"}
+    first = [[row for row in runs(algo).samples if row["step"] == 0] for algo in ("best_of_n", "dpo")]
+    assert first[0] == first[1] != []
 
 
 @pytest.mark.parametrize("algo", ["sft", *PREFERENCE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from align import compare
 from align import run as entry
-from align.runs import RunRecord, read
+from align.runs import RunRecord, read, stable
 from tests.end_to_end import bad_rewards
 from tests.end_to_end.helpers import TINY, adapter_moved, execute, no_warmup
 
@@ -59,17 +60,71 @@ def test_an_interrupted_run_keeps_what_it_has_learned(shell, algo, tmp_path):
     assert "interrupted" in (tmp_path / "out" / "index.html").read_text()
 
 
+STOPPED = {  # algo, the call it is interrupted in -> rows that stay, the step it goes on from
+    ("grpo", "third"): 0,  # in the probe at 1, before the checkpoint of step 1: it starts over
+    ("grpo", "sixth"): 2,  # in the third rollout
+    ("ppo", "sixth"): 2,
+    ("dpo", "third"): 1,  # in the probe at 2
+    ("sft", "sixth"): 4,
+}
+
+
+@pytest.mark.parametrize(("algo", "call"), STOPPED)
+def test_an_interrupted_run_goes_on_and_ends_with_the_numbers_it_would_have_had(shell, algo, call, tmp_path):
+    settings = (*no_warmup(algo), *INTERRUPTING, f"reward.formula={BAD}:interrupted_on_the_{call}_call",
+                "checkpoint.every=1")  # fmt: skip
+    assert shell(*settings)[0] == 130
+    code, message, run = shell(*settings, "resume=true")
+    assert code == 0
+    assert f"goes on from step {STOPPED[algo, call]}" in message
+    whole = read(execute(tmp_path / "whole", *settings))  # the reward has had its call
+    assert [stable(row) for row in run.rows] == [stable(row) for row in whole.rows] and len(run.rows) == 11
+    assert weights(run) == weights(whole)
+
+
+def weights(run: RunRecord) -> bytes:
+    return (run.path / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_not_touched_by_resume(shell):
+    settings = (*no_warmup("grpo"), "steps=1")
+    code, _, run = shell(*settings, "resume=true")
+    before = {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
+    assert code == 0 and run.state == "finished"
+    code, _, again = shell(*settings, "resume=true", "checkpoint.every=3")
+    assert code == 0
+    assert again == run
+    assert {file: file.stat().st_mtime_ns for file in run.path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("lost", ["a row", "every row", "samples.jsonl"])
+def test_files_shorter_than_a_checkpoint_says_send_a_run_further_back(shell, lost, tmp_path):
+    settings = (*no_warmup("grpo"), *INTERRUPTING, f"reward.formula={BAD}:interrupted_on_the_sixth_call",
+                "checkpoint.every=1")  # fmt: skip
+    _, _, run = shell(*settings)
+    rows = (run.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert [json.loads(row)["phase"] for row in rows] == ["probe", "train", "probe", "train", "probe"]
+    if lost == "samples.jsonl":
+        (run.path / lost).unlink()
+    else:
+        (run.path / "metrics.jsonl").write_text("".join(rows[:-1] if lost == "a row" else []))
+    _, message, run = shell(*settings, "resume=true")
+    assert f"goes on from step {1 if lost == 'a row' else 0}" in message
+    whole = read(execute(tmp_path / "whole", *settings))
+    assert [stable(row) for row in run.rows] == [stable(row) for row in whole.rows] and len(run.rows) == 11
+
+
 def test_ctrl_c_is_what_interrupts(shell, monkeypatch):
     """A real SIGINT, sent while a step is being computed."""
-    from align.trainers import on_policy
+    from align.trainers import learner
 
-    scored = on_policy.policy_loss
+    scored = learner.policy_loss
 
     def interrupted(*args):
         signal.raise_signal(signal.SIGINT)
         return scored(*args)
 
-    monkeypatch.setattr(on_policy, "policy_loss", interrupted)
+    monkeypatch.setattr(learner, "policy_loss", interrupted)
     code, _, run = shell("algo=grpo", "steps=2")
     assert (code, run.state) == (130, "interrupted")
     assert (run.path / "adapter" / "adapter_config.json").is_file()
@@ -121,16 +176,16 @@ def test_a_reward_that_misbehaves_is_the_user_s_to_repair(shell, function, named
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_before_it_reaches_the_weights(shell, monkeypatch):
-    from align.trainers import on_policy
+    from align.trainers import learner
 
-    scored = on_policy.policy_loss
+    scored = learner.policy_loss
 
     def not_finite(*args):
-        loss, stats = scored(*args)
-        return loss * torch.tensor(float("nan")), stats
+        loss, stats, log_ratios = scored(*args)
+        return loss * torch.tensor(float("nan")), stats | {"loss": torch.tensor(float("nan"))}, log_ratios
 
-    monkeypatch.setattr(on_policy, "policy_loss", not_finite)
-    failed(*shell("algo=grpo", "steps=2"), "step 1: the loss is nan")
+    monkeypatch.setattr(learner, "policy_loss", not_finite)
+    failed(*shell("algo=grpo", "steps=2"), "step 1: loss is nan")
 
 
 def test_so_does_one_in_a_trainer_of_trl_s(shell, monkeypatch):

@@ -73,10 +73,9 @@ def test_text_that_is_not_unicode_does_not_stop_a_run(path):
 
 
 def test_an_event_is_on_disk_at_once_with_what_it_is_about(path):
-    opened(path).event("ratio", 3, "step 3: a ratio of 9", prompt_id="p1", log_ratio=math.inf, position=2)
-    assert read_lines(path / "events.jsonl") == [
-        {"kind": "ratio", "step": 3, "what": "step 3: a ratio of 9", "prompt_id": "p1", "log_ratio": None, "position": 2}
-    ]
+    opened(path).event("ratio", 3, "a ratio of 9", prompt_id="p1", log_ratio=math.inf, place=2)
+    expected = {"kind": "ratio", "step": 3, "what": "a ratio of 9", "prompt_id": "p1", "log_ratio": None, "place": 2}
+    assert read_lines(path / "events.jsonl") == [expected]
 
 
 @pytest.mark.parametrize(
