@@ -40,9 +40,12 @@ def shell(monkeypatch, tmp_path, capfd):
         monkeypatch.setattr(sys, "argv", ["align.run", *TINY, f"run_dir={tmp_path}/run", *overrides])
         monkeypatch.setattr("align.experiment.report", lambda path: None)
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-        with pytest.raises(SystemExit) as end:
+        code = 0
+        try:
             entry.main()
-        return end.value.code, capfd.readouterr().err, read(tmp_path / "run")
+        except SystemExit as end:
+            code = end.code
+        return code, capfd.readouterr().err, read(tmp_path / "run")
 
     return call
 
