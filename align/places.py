@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,4 +96,7 @@ def newest(where: Place, meta: Mapping[str, Any]) -> Snapshot | None:
     for found in snapshots(where.path / "checkpoints"):
         if covers(where.path, found.run):
             return found
+        warnings.warn(
+            f"checkpoint of step {found.step}: {where.path} has lost rows since; the one before it is used", stacklevel=2
+        )
     return None

@@ -112,6 +112,7 @@ def test_files_shorter_than_a_checkpoint_says_send_a_run_further_back(shell, los
     else:
         (run.path / "metrics.jsonl").write_text("".join(rows[:-1] if lost == "a row" else []))
     _, message, run = shell(*settings, "resume=true")
+    assert "checkpoint of step 2" in message and "has lost rows since" in message
     assert f"goes on from step {1 if lost == 'a row' else 0}" in message
     whole = read(execute(tmp_path / "whole", *settings))
     assert [stable(row) for row in run.rows] == [stable(row) for row in whole.rows] and len(run.rows) == 11

@@ -61,7 +61,8 @@ def test_the_newest_checkpoint_that_the_files_cover_is_gone_on_from(tmp_path):
     assert newest(place(e), META).step == 3
     rows = (path / "metrics.jsonl").read_bytes()
     (path / "metrics.jsonl").write_bytes(rows[:-1])
-    assert newest(place(e), META).step == 2
+    with pytest.warns(UserWarning, match="checkpoint of step 3: .* has lost rows since"):
+        assert newest(place(e), META).step == 2
     damage(path / "checkpoints" / "step-000002" / "state.pt")
     with pytest.warns(UserWarning, match="step-000002 is damaged"):
         assert newest(place(e), META).step == 1
