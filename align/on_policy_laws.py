@@ -117,6 +117,13 @@ def _critic(e: Experiment) -> None:
         c.init,
         "starts from the reward model: it needs reward=learned and algo.critic.kind=adapter",
     )
+    need(
+        c.init != "reward" or e.algo.scale.normalise == "none",
+        "algo.critic.init",
+        c.init,
+        f"speaks in the reward model's units and algo.scale.normalise={e.algo.scale.normalise} trains in others; add "
+        "algo.scale.normalise=none",
+    )
     mutating = e.model.lora is not None and e.model.lora.init in ("pissa", "olora")
     need(
         c.kind == "head" or not mutating,

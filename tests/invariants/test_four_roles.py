@@ -80,7 +80,7 @@ def test_ppo_moves_policy_and_critic_and_nothing_else(adapter, critic):
 @torch.no_grad()
 def test_a_critic_made_from_the_reward_model_reads_its_score_at_every_token(adapter):
     """V_t is what the reward model would say of prompt and completion up to the token before t."""
-    trainer, learned, data = built(adapter, "algo.critic.init=reward")
+    trainer, learned, data = built(adapter, "algo.critic.init=reward", "algo.scale.normalise=none")
     policy, prompts = trainer.policy, data.train_prompts[:3]
     completions = sample(policy, prompts, 2, trainer.experiment.sampling, 0)
     batch = batch_of(completions, policy.tokenizer.pad_token_id, CPU)
