@@ -37,6 +37,8 @@ def execute(experiment: Experiment) -> Path:
     processes = PartialState(cpu=device.type == "cpu")
     where = agreed(experiment, processes)
     if where.finished:
+        if processes.is_main_process and not (where.path / "report.html").is_file():  # killed between the two
+            report(where.path)
         return where.path
     accelerator = make_accelerator(experiment, device, where.path)
     device = accelerator.device if device.type != "cpu" and accelerator.num_processes > 1 else device

@@ -97,6 +97,7 @@ def newest(where: Place, meta: Mapping[str, Any]) -> Snapshot | None:
         if covers(where.path, found.run):
             return found
         warnings.warn(
-            f"checkpoint of step {found.step}: {where.path} has lost rows since; the one before it is used", stacklevel=2
+            f"checkpoint of step {found.step}: {where.path} has lost rows since; the one before it is used",
+            stacklevel=2,
         )
     return None

@@ -66,7 +66,7 @@ FROM_GRPO = {
     "gspo": {"kl", "ratio", "minibatches"},
     "dapo": {"max_draws", "kl", "ratio", "aggregate", "truncation", "minibatches"},
     "reinforce_pp": CRITIC_FREE,
-    "ppo": CRITIC_FREE | {"gae", "critic"},
+    "ppo": CRITIC_FREE | {"gae", "critic", "scale"},
 }
 
 
