@@ -14,6 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 
 from align.best_of_n import BestOfN
+from align.checkpoints import prune
 from align.compare import report
 from align.config import plain
 from align.data import Data
@@ -92,6 +93,7 @@ def opening(
     run = None
     if accelerator.is_main_process:
         if where.before is not None:
+            prune(where.path / "checkpoints", experiment.checkpoint.keep, start.step if start else 0)
             run = Run.reopen(where.path, start.run if start else None)
         else:
             run = Run.create(where.path, plain(experiment), meta)

@@ -55,9 +55,10 @@ def estimate(rollout: Rollout, algo: OnPolicy, memory: Memory, limit: int) -> Ta
         groups = token_rewards.sum(-1).view(-1, algo.group_size)
         per_completion = GROUP[algo.advantage](groups).flatten()
         advantages = per_completion.unsqueeze(-1).expand(mask.shape)
-        stats["advantage/mean"] = float(per_completion.mean())
-        stats["advantage/std"] = float(per_completion.std())
-        stats["group/zero_signal"] = float((groups.max(-1).values == groups.min(-1).values).float().mean())
+        compared = groups[usable.view(-1, algo.group_size).all(-1)]
+        stats["advantage/mean"] = float(per_completion[usable].mean())
+        stats["advantage/std"] = float(per_completion[usable].std())
+        stats["group/zero_signal"] = float((compared.max(-1).values == compared.min(-1).values).float().mean())
     elif algo.gae is None:
         advantages = rewards_to_go(token_rewards, mask)
         stats |= _moments("advantage", advantages, mask)

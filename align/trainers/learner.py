@@ -57,29 +57,31 @@ class Learner:
         return self.algo.epochs * self.algo.minibatches
 
     def update(self, rollout: Rollout, targets: Targets, step: int, kl_coef: float | None) -> dict[str, float]:
-        """One rollout's optimizer steps. Returns sums over the last epoch's minibatches, averaged."""
+        """One rollout's optimizer steps. Returns what is logged: means over the last epoch's minibatches."""
         whole = batch_of(rollout.completions, self.policy.tokenizer.pad_token_id, self.policy.device)
         generator = torch.Generator().manual_seed(derive(self.experiment.seed, "minibatch", step))
         usable = targets.usable.nonzero().squeeze(-1)
         self.outliers = []
-        totals: dict[str, float] = {}
-        skipped = 0.0
+        skipped, last = 0.0, list[dict[str, float]]()
         for _ in range(self.algo.epochs):
-            totals = {}
             order = usable[torch.randperm(len(usable), generator=generator)]
-            for chosen in order.chunk(self.algo.minibatches):
+            last = []
+            for chosen in order.tensor_split(self.algo.minibatches):
                 stats = self.optimizer_step(rollout, targets, whole, chosen.sort().values, step, kl_coef)
                 skipped += stats.pop("guard/skipped_updates")
-                for key, value in stats.items():
-                    totals[key] = totals.get(key, 0.0) + value / self.algo.minibatches
+                last.append(stats)
         self.outliers = gather_object(self.outliers)
-        return totals | {"guard/skipped_updates": skipped, "guard/log_ratio_outliers": len(self.outliers)}
+        keys = {key: None for stats in last for key in stats}  # in their order; a minibatch without rows has none
+        found = {key: [stats[key] for stats in last if key in stats] for key in keys}
+        means = {key: sum(values) / len(values) for key, values in found.items()}
+        return means | {"guard/skipped_updates": skipped, "guard/log_ratio_outliers": len(self.outliers)}
 
     def optimizer_step(
         self, rollout: Rollout, targets: Targets, whole: Batch, chosen: Tensor, step: int, kl_coef: float | None
     ) -> dict[str, float]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        if len(chosen) < world:
+        if len(chosen) < world:  # the others were not finite
+            self.schedule.step()
             return {"guard/skipped_updates": 1.0}
         mine = chosen[rank::world]
         minibatch = whole.rows(mine.to(whole.ids.device))

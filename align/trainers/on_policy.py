@@ -101,16 +101,17 @@ class OnPolicyTrainer:
         completions, rewards = rollout.completions, rollout.rewards
         old, reference, values = self.scores(completions)
         rollout = Rollout(completions, rewards, rollout.components, old, reference, values)
+        finite = rewards.isfinite()
         stats |= {
-            "reward/mean": float(rewards.mean()),
-            "reward/std": float(rewards.std()),
+            "reward/mean": float(rewards[finite].mean()),
+            "reward/std": float(rewards[finite].std()),
             "length/mean": float(completions.lengths.float().mean()),
             "length/truncated": float((~completions.finished).float().mean()),
             **sampler_gap(completions, old),
             "time/sample": sampled - started,
             "time/score": time.perf_counter() - sampled,
         }
-        return rollout, stats | {f"reward/{name}": float(values.mean()) for name, values in rollout.components.items()}
+        return rollout, stats | {f"reward/{k}": float(v[finite].mean()) for k, v in rollout.components.items()}
 
     def sampled(self, stream: PromptStream, step: int, count: Callable[..., None]) -> tuple[Rollout, dict[str, float]]:
         """prompts_per_step groups of completions with their rewards.
@@ -128,7 +129,8 @@ class OnPolicyTrainer:
             K = self.algo.group_size
             for i, rewards in enumerate(drawn.rewards.view(-1, K)):
                 group = taken(drawn, range(i * K, (i + 1) * K))
-                (speaking if rewards.max() != rewards.min() else silent).append(group)
+                told_apart = bool(rewards.isfinite().all()) and rewards.max() != rewards.min()
+                (speaking if told_apart else silent).append(group)
             if len(speaking) >= self.algo.prompts_per_step:
                 break
         kept = (speaking + silent)[: self.algo.prompts_per_step]

@@ -26,7 +26,8 @@ ALGORITHMS = {
     "grpo": ("algo=grpo", "algo.kl.target_nats_per_sequence=0.01", "algo.kl.horizon_completions=100"),
     "rloo": ("algo=rloo", "algo.scale.normalise=running"),
     "ppo": ("algo=ppo", "algo.epochs=2", "algo.optimizer.schedule=linear"),
-    "ppo learned": ("algo=ppo", "algo.critic.init=reward", "algo.scale.normalise=none", "reward=learned", "reward.formula=learned",
+    "ppo learned": ("algo=ppo", "algo.critic.init=reward", "algo.scale.normalise=none", "reward=learned",
+                    "reward.formula=learned",
                     "reward.learned.steps=4", "reward.learned.algo.optimizer.warmup_steps=0"),
     "dapo": ("algo=dapo", "algo.max_draws=2"),
 }  # fmt: skip

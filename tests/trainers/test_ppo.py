@@ -240,3 +240,14 @@ def test_an_exploding_ratio_is_reported_with_its_prompt(monkeypatch):
     assert len(said) == 1
     assert said[0][1]["prompt"] == "2 + 2?" and said[0][1]["position"] == 2
     assert said[0][1]["log_ratio"] == pytest.approx(7, abs=0.5)
+
+
+def test_fewer_rows_than_minibatches_are_averaged_over_the_updates_there_were(monkeypatch):
+    trainer = trainer_of(monkeypatch, "algo=ppo", "algo.minibatches=4", "guard.nonfinite=skip")
+    rollout = collected(trainer)
+    targets = estimate(rollout, trainer.algo, trainer.memory, fixed.LIMIT)
+    targets.usable[3:] = False
+    stats = trainer.learner.update(rollout, targets, 0, trainer.memory.kl_coef)
+    assert stats["guard/skipped_updates"] == 1  # three rows, four minibatches
+    assert stats["ratio/mean"] == pytest.approx(1, abs=0.05)
+    assert trainer.learner.schedule.last_epoch == 4
