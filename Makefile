@@ -22,7 +22,7 @@ test: install check
 	$(BIN)/python -m pytest
 
 unit: install
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/end_to_end --ignore=tests/trainers
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/end_to_end --ignore=tests/trainers --ignore=tests/distributed --ignore=tests/faults
 
 check: install
 	$(BIN)/python -m ruff check .

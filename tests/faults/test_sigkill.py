@@ -1,7 +1,7 @@
 """Killed at a random instant and started again with resume=true, a run ends as if nothing had happened.
 
 A checkpoint at every step, so that many kills land in the writing of one. `ALIGN_KILLS=20 pytest tests/faults` is the
-whole of it; two kills per algorithm are what CI has time for.
+whole of it; one kill per algorithm is what CI has time for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from align.runs import RunRecord, read, stable
 from tests.end_to_end.helpers import no_warmup
 from tests.faults.child import start
 
-KILLS = int(os.environ.get("ALIGN_KILLS", "2"))
+KILLS = int(os.environ.get("ALIGN_KILLS", "1"))
 # dropout: the global random stream must be continued too. rm and learned: the stage is killed as well.
 ALGORITHMS = {
     "sft": (*no_warmup("sft"), "model.lora.dropout=0.1"),
