@@ -47,7 +47,8 @@ class BestOfN:
             self.candidates = self._sampled()
             self.scores = self.rewards(self.candidates)[0]
         rows = torch.arange(len(self.scores)).view(-1, self.most)[:, :n]
-        best = rows.gather(1, self.scores[rows].argmax(-1, keepdim=True)).squeeze(-1).tolist()
+        scores = self.scores[rows].nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # argmax would choose NaN
+        best = rows.gather(1, scores.argmax(-1, keepdim=True)).squeeze(-1).tolist()
         chosen: Completions = taken(self.candidates, best)
         rewards, components = self.rewards(chosen)
         gold = self.ruler.gold(chosen)

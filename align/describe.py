@@ -33,7 +33,7 @@ def describe(
         "start_fingerprint": policy.fingerprint,
         "data_fingerprint": data.fingerprint,
         "data_notes": list(data.notes),
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": processes,
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),

@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from align.terminal import Terminal
 def execute(experiment: Experiment) -> Path:
     """Run it; returns the run directory. Raises the user errors of the parts, RuntimeError when an invariant breaks."""
     device = resolve_device(experiment.device)
-    processes = PartialState(cpu=device.type == "cpu")
+    # the others wait while the main process probes or samples a pool, on a slow machine for hours
+    processes = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
     where = agreed(experiment, processes)
     if where.finished:
         if processes.is_main_process and not (where.path / "report.html").is_file():  # killed between the two
@@ -44,6 +46,8 @@ def execute(experiment: Experiment) -> Path:
     accelerator = make_accelerator(experiment, device, where.path)
     device = accelerator.device if device.type != "cpu" and accelerator.num_processes > 1 else device
     dtype = resolve_dtype(experiment.dtype, device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Accelerate and Trainer place things on the current one
     set_seed(experiment.seed)
     with processes.main_process_first():  # what is fetched or converted is so once
         policy = load_policy(experiment.model, device, dtype, experiment.seed)
@@ -105,6 +109,8 @@ def opening(
             terminal.note(f"  {warning.message}")
         if where.before is not None:
             terminal.note(f"  goes on from step {start.step if start else 0}")
+        elif experiment.resume:
+            terminal.note("  resume=true: there is no earlier run of this config; this is its start")
         for note in notes:
             terminal.note(f"  {note}")
         yield opened

@@ -103,7 +103,7 @@ def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int)
         return Policy(base, reference, tokenizer, stop_ids, fingerprint)
     reference = _frozen(twin(base))
     mutating = cfg.lora.init in MUTATING_INITS
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = add_adapter(base, lora_config(cfg.lora, TaskType.CAUSAL_LM))
     if mutating:

@@ -79,12 +79,6 @@ def _advantage(a: OnPolicy) -> None:
     finite(a.gae.lam, "algo.gae.lam", 0, 1)
     if a.gae.critic_lam is not None:
         finite(a.gae.critic_lam, "algo.gae.critic_lam", 0, 1)
-    need(
-        a.ratio.level == "token",
-        "algo.ratio.level",
-        a.ratio.level,
-        "algo.advantage=gae gives every token its own advantage; use algo.ratio.level=token",
-    )
 
 
 def _critic(e: Experiment) -> None:
@@ -174,6 +168,13 @@ def _ratio(a: OnPolicy) -> None:
     ratio = a.ratio
     one_of(ratio.level, RATIO_LEVELS, "algo.ratio.level")
     one_of(a.aggregate, AGGREGATES, "algo.aggregate")
+    need(
+        ratio.level == "token" or (a.advantage in GROUP_ADVANTAGES and not a.whiten.advantages),
+        "algo.ratio.level",
+        ratio.level,
+        "has one advantage per sequence: it goes with the group advantages, not whitened (that counts tokens); use "
+        "algo.ratio.level=token",
+    )
     need(
         ratio.level == "token" or a.aggregate == "sequence_mean",
         "algo.aggregate",

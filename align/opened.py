@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,9 +116,8 @@ class OpenRun:
         except KeyboardInterrupt:
             if self.run is not None:
                 trained.save(self.path)
-                self.terminal.note(
-                    f"interrupted; what was trained so far is in {self.path}; resume=true goes on with it"
-                )
+                self.terminal.note(f"interrupted; what was trained so far is in {self.path}")
+                self.terminal.note("resume=true goes on from the last checkpoint")
             raise
         if self.run is not None:
             trained.save(self.path)
@@ -129,4 +129,5 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    unit = 1 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -13,7 +13,7 @@ import yaml
 
 from align.checkpoints import Snapshot, snapshots
 from align.config import CIRCUMSTANCES, config_hash, plain
-from align.runs import RunError, RunRecord, covers, free_name, read
+from align.runs import LINES, RunError, RunRecord, covers, free_name, read
 from align.schema import Experiment
 
 
@@ -66,6 +66,8 @@ def _earlier(path: Path, experiment: Experiment) -> Place:
 
 def _begun(file: Path, here: Mapping[str, Any]) -> bool:
     """Whether a file is of a start of this experiment that was stopped before meta.json was written, and can go."""
+    if file.name in LINES:
+        return file.is_file() and file.stat().st_size == 0
     if file.name != "config.yaml":
         return file.is_file() and re.fullmatch(r"(config\.yaml|meta\.json)\.\d+\.tmp", file.name) is not None
     try:
@@ -90,9 +92,9 @@ def newest(where: Place, meta: Mapping[str, Any]) -> Snapshot | None:
     """
     if where.before is None:
         return None
-    for key, what in (("start_fingerprint", "start weights"), ("data_fingerprint", "data")):
+    for key, what in (("start_fingerprint", "start weights"), ("data_fingerprint", "data"), ("dtype", "dtype")):
         if where.before.meta.get(key) != meta[key]:
-            raise RunError(f"run_dir={where.path}: the {what} have changed since the run began; it cannot go on")
+            raise RunError(f"run_dir={where.path}: the {what} changed since the run began; it cannot go on")
     for found in snapshots(where.path / "checkpoints"):
         if covers(where.path, found.run):
             return found

@@ -62,7 +62,7 @@ def build_reward_model(cfg: Model, base: Any, tokenizer: Any, seed: int) -> Rewa
     assert cfg.lora is not None
     config = copy.deepcopy(base.config)
     config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
-    with torch.random.fork_rng(devices=[] if base.device.type == "cpu" else [base.device]):
+    with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         torch.manual_seed(seed)
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)

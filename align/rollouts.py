@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -13,9 +13,22 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def together(accelerator: Accelerator, part: Any) -> Any:
-    """The parts of all processes, in their order, as one record that every process holds."""
-    return part if accelerator.num_processes == 1 else joined(gather_object([part]))
+def together(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
+    """What `make` returns on each process, in their order, as one record that every process holds.
+
+    An error on one process is raised on all: the others would wait for its part, and the cause would be lost.
+    """
+    if accelerator.num_processes == 1:
+        return make()
+    try:
+        part = make()
+    except Exception as error:
+        part = error
+    parts = gather_object([part])
+    for part in parts:
+        if isinstance(part, Exception):
+            raise part
+    return joined(parts)
 
 
 def joined(parts: Sequence[Any]) -> Any:

@@ -26,6 +26,8 @@ from typing import Any, Self
 
 import yaml
 
+from align.locks import lock
+
 STATES = ("running", "finished", "failed", "interrupted")
 # What differs between two runs of the same config on the same machine; everything else must be equal.
 VOLATILE = ("seconds", "time/", "memory/")
@@ -47,6 +49,9 @@ class Run:
         self.path = path
         self.counters: dict[str, int] = {"prompts": 0, "completions": 0, "gen_tokens": 0}
         self._started = time.monotonic()
+        self._lock = lock(path)
+        if self._lock is None:
+            raise RunError(f"run_dir={path}: another process is working in it")
         self._files = {name: (path / name).open("a", encoding="utf-8") for name in LINES}
 
     @classmethod
@@ -56,11 +61,11 @@ class Run:
             raise RunError(f"run_dir={path} already exists and is not empty; name another folder or remove it")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            run = cls(path)
             write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
             write_text(path / "meta.json", json.dumps(dict(meta), indent=1))
         except OSError as error:
             raise RunError(f"run_dir={path} cannot be written: {error.strerror or error}") from error
-        run = cls(path)
         run.status("running")
         return run
 
@@ -72,11 +77,10 @@ class Run:
         """
         sizes = position["sizes"] if position else dict.fromkeys(LINES, 0)
         try:
-            for name in LINES:
-                with (path / name).open("ab") as file:
-                    file.truncate(sizes[name])
-            (path / "error.log").unlink(missing_ok=True)
             run = cls(path)
+            for name, file in run._files.items():  # opened for appending: what is written next stands at the new end
+                file.truncate(sizes[name])
+            (path / "error.log").unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"run_dir={path} cannot be written: {error.strerror or error}") from error
         if position:
@@ -89,6 +93,7 @@ class Run:
         """Where the run stands: what `reopen` needs."""
         for file in self._files.values():
             file.flush()
+            os.fsync(file.fileno())  # a checkpoint must not survive a power cut that its rows do not
         sizes = {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
         return {"sizes": sizes, "counters": dict(self.counters), "seconds": time.monotonic() - self._started}
 
@@ -108,12 +113,12 @@ class Run:
 
     def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append completions (step, prompt id and text, completion, reward, length, ...) and flush them."""
-        self._write("samples.jsonl", rows)
+        self._write("samples.jsonl", ({key: _finite(value) for key, value in row.items()} for row in rows))
 
     def event(self, kind: str, step: int, sentence: str, **details: Any) -> None:
         """Append something that a reader should see, with what it is about."""
         row = {"kind": kind, "step": step, "what": sentence, **details}
-        self._write("events.jsonl", [{k: _number(v) if isinstance(v, float) else v for k, v in row.items()}])
+        self._write("events.jsonl", [{key: _finite(value) for key, value in row.items()}])
 
     def _write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
@@ -135,6 +140,8 @@ class Run:
         seconds = round(time.monotonic() - self._started, 3)
         for file in self._files.values():
             file.close()
+        if self._lock is not None:
+            os.close(self._lock)
         if kind is None:
             self.status("finished", seconds=seconds)
         elif issubclass(kind, KeyboardInterrupt):
@@ -206,10 +213,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def covers(path: Path, position: Mapping[str, Any]) -> bool:
-    """Whether the files of a run directory are at least as long as they were at `position`."""
-    return all(
-        (path / name).is_file() and (path / name).stat().st_size >= size for name, size in position["sizes"].items()
-    )
+    """Whether the files of a run directory reach as far as they did at `position`, with a line ending there."""
+    return all(_line_ends(path / name, size) for name, size in position["sizes"].items())
+
+
+def _line_ends(file: Path, size: int) -> bool:
+    if not file.is_file() or file.stat().st_size < size:
+        return False
+    with file.open("rb") as handle:
+        handle.seek(max(size - 1, 0))
+        return size == 0 or handle.read(1) == b"\n"
 
 
 def stable(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,6 +246,13 @@ def write_text(path: Path, text: str) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON has no name for become null, in a mapping too."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return _number(value) if isinstance(value, float) else value
 
 
 def _number(value: float) -> float | int | None:

@@ -10,16 +10,19 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from align.config import config_hash, plain
 from align.data import Data, load
 from align.data.annotator import Pool, make_pool, pool_key, read_pool, write_pool
 from align.data.errors import DataError
 from align.embedded import ModelError
+from align.locks import waiting
 from align.models import Policy
 from align.records import Prompt
 from align.reward_model import RewardModel, load_reward_model
@@ -80,21 +83,41 @@ def obtain_reward_model(
         _check_given(path, experiment)
     else:
         path = stages_root(experiment) / f"reward-{_reward_key(experiment, policy, data)[:12]}"
-        if not _finished(path):
-            _train(replace(experiment, algo=learned.algo, steps=learned.steps, run_dir=str(path),
-                           reward=Reward("none", None)), execute)  # fmt: skip
+        _once(replace(experiment, algo=learned.algo, steps=learned.steps, run_dir=str(path),
+                      reward=Reward("none", None)), execute)  # fmt: skip
     return load_reward_model(experiment.model, policy.reference, policy.tokenizer, path / "adapter")
 
 
-def _train(experiment: Experiment, execute: Callable[[Experiment], Path]) -> None:
-    """A reward model's run; with resume=true what an interrupted one left is gone on with."""
+def _once(experiment: Experiment, execute: Callable[[Experiment], Path]) -> None:
+    """A reward model's run, unless it is finished. Of several runs that need it one trains it and the others wait."""
     path, processes = Path(str(experiment.run_dir)), PartialState()
-    if processes.is_main_process:
-        if not experiment.resume:
-            shutil.rmtree(path, ignore_errors=True)
-        print(f"training the reward model first, once: {path}", flush=True)
-    processes.wait_for_everyone()
-    execute(experiment)
+    if _finished(path):
+        return
+
+    def say() -> None:
+        print(f"another process is training the reward model: waiting for {path}", flush=True)
+
+    main = processes.is_main_process
+    with waiting(path.with_suffix(".lock"), say) if main else nullcontext():
+        processes.wait_for_everyone()  # the others look when the main process holds the lock
+        finished = _finished(path)
+        processes.wait_for_everyone()  # and all have looked before anything changes
+        if finished:
+            return
+        if main:
+            if not experiment.resume or not _same(path, experiment):
+                shutil.rmtree(path, ignore_errors=True)
+            print(f"training the reward model first, once: {path}", flush=True)
+        processes.wait_for_everyone()
+        execute(experiment)
+
+
+def _same(path: Path, experiment: Experiment) -> bool:
+    """Whether what an interrupted start left can be gone on with: its probe, say, may have been another."""
+    try:
+        return config_hash(read(path).config) == config_hash(plain(experiment))
+    except RunError:
+        return False
 
 
 def stages_root(experiment: Experiment) -> Path:

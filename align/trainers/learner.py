@@ -74,18 +74,21 @@ class Learner:
         keys = {key: None for stats in last for key in stats}  # in their order; a minibatch without rows has none
         found = {key: [stats[key] for stats in last if key in stats] for key in keys}
         means = {key: sum(values) / len(values) for key, values in found.items()}
-        return means | {"guard/skipped_updates": skipped, "guard/log_ratio_outliers": len(self.outliers)}
+        return means | {
+            "guard/skipped_updates": skipped,
+            "guard/log_ratio_outliers": len({outlier.row for outlier in self.outliers}),
+        }
 
     def optimizer_step(
         self, rollout: Rollout, targets: Targets, whole: Batch, chosen: Tensor, step: int, kl_coef: float | None
     ) -> dict[str, float]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        if len(chosen) < world:  # the others were not finite
+        counted = targets.mask[chosen]
+        if len(chosen) < world or not counted.any():  # the others were not finite, or all that is left was cut off
             self.schedule.step()
             return {"guard/skipped_updates": 1.0}
         mine = chosen[rank::world]
         minibatch = whole.rows(mine.to(whole.ids.device))
-        counted = targets.mask[chosen]
         denominators = Denominators(
             int(counted.sum()), int(counted.any(-1).sum()), self.experiment.sampling.max_new_tokens
         )

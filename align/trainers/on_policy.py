@@ -85,7 +85,7 @@ class OnPolicyTrainer:
             reports.nonfinite(rollout, self.experiment.guard, step, hooks.event)
             scored = time.perf_counter()
             stats |= targets.stats | self.learner.update(rollout, targets, step, self.memory.kl_coef)
-            stats |= self.control(rollout, targets.mask)
+            stats |= self.control(rollout, rollout.completions.mask & targets.usable.unsqueeze(-1))
             reports.outliers(self.learner.outliers, rollout, self.experiment.guard, step, hooks.event)
             self.watch_critic(stats, step, hooks.event)
             now = time.perf_counter()
@@ -144,7 +144,7 @@ class OnPolicyTrainer:
         own = prompts[self.accelerator.process_index * share :][:share]
         seed = derive(self.experiment.seed, *stream)
         completions = sample(self.policy, own, self.algo.group_size, self.experiment.sampling, seed)
-        return together(self.accelerator, Rollout(completions, *self.rewards(completions)))
+        return together(self.accelerator, lambda: Rollout(completions, *self.rewards(completions)))
 
     def scores(self, completions: Completions) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Old logprobs, reference logprobs and values [B, T], each where the algorithm needs it; on the CPU, beside
@@ -163,7 +163,7 @@ class OnPolicyTrainer:
             (values,) = score(lambda part: self.scorers(part, "critic"), batch, rows)
         reference = score(self.reference, batch, rows)[0] if kl.where != "none" else None
         found = tuple(None if x is None else x.cpu() for x in (old, reference, values))
-        every: _Scores = together(self.accelerator, _Scores(*found))
+        every: _Scores = together(self.accelerator, lambda: _Scores(*found))
         return every.old, every.reference, every.values
 
     def control(self, rollout: Rollout, mask: Tensor) -> dict[str, float]:
@@ -203,6 +203,7 @@ class OnPolicyTrainer:
         self.memory = Memory(found.state["kl_coef"], Moments(*found.state["moments"]))
         self.explained = list(found.state["explained"])
         stream.skip_to(found.state["drawn"])
+        keeper.restore_rng()  # a reward of the user's may draw from it
         return found.step
 
     def _check_processes(self) -> None:

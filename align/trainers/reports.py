@@ -35,8 +35,8 @@ def outliers(found: Sequence[Outlier], rollout: Rollout, guard: Guard, step: int
     event(
         "ratio",
         step + 1,
-        f"step {step + 1}: a token's log-ratio to the policy that sampled it is {worst.log_ratio:.3g} nats "
-        f"(guard.log_ratio={guard.log_ratio:g}; {len(found)} completions pass it)",
+        f"step {step + 1}: a log-ratio to the policy that sampled is {worst.log_ratio:.3g} nats "
+        f"(guard.log_ratio={guard.log_ratio:g}; {len({outlier.row for outlier in found})} completions pass it)",
         **_shown(rollout, worst.row),
         position=worst.position,
         log_ratio=worst.log_ratio,

@@ -49,9 +49,13 @@ class _Prepared:
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
-        if self._rule == "stop":
-            self._need_finite("loss", loss)
+        if self._rule == "stop" and self.accelerator.num_processes == 1:  # type: ignore[attr-defined]
+            self._need_finite("loss", loss)  # of several processes all see it in the gradient, together
         return loss
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        super().log(*args, **kwargs)  # type: ignore[misc]
+        self._tr_loss.zero_()  # Trainer takes it off itself, which leaves a NaN in every later row
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[misc]

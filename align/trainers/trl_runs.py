@@ -95,9 +95,11 @@ def reward_accuracy(scores: Sequence[float], gold: Sequence[float] | None) -> di
 def build_trainer(kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.Row], folder: Path) -> Trainer:
     """The trainer of a run, not yet started. Raises ConfigError when Accelerate would autocast."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    args = kind.config(**kind.settings(experiment, folder, processes))
+    args._n_gpu = min(args.n_gpu, 1)  # Trainer would spread one process over all GPUs it sees, with larger steps
     trainer = kind.trainer(
         model=policy.model,
-        args=kind.config(**kind.settings(experiment, folder, processes)),
+        args=args,
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=policy.tokenizer,
         **kind.extra(experiment, policy),

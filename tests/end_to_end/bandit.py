@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from reward_models.base import Sample
@@ -15,3 +16,8 @@ def even(samples: Sequence[Sample]) -> list[float]:
 def letter(samples: Sequence[Sample]) -> list[float]:
     """Share of the completion's tokens that are one certain token: 1/261 for a random policy, 1 at best."""
     return [s.completion_ids.count(70) / len(s.completion_ids) for s in samples]
+
+
+def noisy(samples: Sequence[Sample]) -> list[float]:
+    """`even`, and a draw from the global random stream, as a careless reward makes."""
+    return [value + random.random() for value in even(samples)]

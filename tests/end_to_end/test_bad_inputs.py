@@ -138,7 +138,7 @@ def test_resume_with_a_start_or_data_that_have_changed(tmp_path, key, what):
     (run / "meta.json").write_text(json.dumps(meta | {key: "of other bytes"}))
     (run / "status.json").write_text('{"state": "running"}')
     message = refusal(tmp_path, RunError, *no_warmup("sft"), f"run_dir={run}", "resume=true")
-    assert f"run_dir={run}: the {what} have changed since the run began" in message
+    assert f"run_dir={run}: the {what} changed since the run began" in message
 
 
 def test_a_damaged_row_in_a_run_to_go_on_with(tmp_path):

@@ -18,13 +18,13 @@ from tests.end_to_end.helpers import no_warmup
 from tests.faults.child import start
 
 KILLS = int(os.environ.get("ALIGN_KILLS", "1"))
-# dropout: the global random stream must be continued too. rm and learned: the stage is killed as well.
+# Dropout and a noisy reward: the global random streams must be continued too. Learned: the stage is killed as well.
 ALGORITHMS = {
     "sft": (*no_warmup("sft"), "model.lora.dropout=0.1"),
     "reward": (*no_warmup("reward"), "model.lora.dropout=0.1"),
     "dpo": no_warmup("dpo"),
     "grpo": ("algo=grpo", "algo.kl.target_nats_per_sequence=0.01", "algo.kl.horizon_completions=100"),
-    "rloo": ("algo=rloo", "algo.scale.normalise=running"),
+    "rloo": ("algo=rloo", "algo.scale.normalise=running", "reward.formula=tests.end_to_end.bandit:noisy"),
     "ppo": ("algo=ppo", "algo.epochs=2", "algo.optimizer.schedule=linear"),
     "ppo learned": ("algo=ppo", "algo.critic.init=reward", "algo.scale.normalise=none", "reward=learned",
                     "reward.formula=learned",

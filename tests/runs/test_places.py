@@ -15,7 +15,7 @@ from align.runs import Run, RunError
 from tests.config.test_conf import composed
 from tests.runs.test_checkpoints import damage, snapshot
 
-META = {"start_fingerprint": "a", "data_fingerprint": "b"}
+META = {"start_fingerprint": "a", "data_fingerprint": "b", "dtype": "float32"}
 
 
 def settings(tmp_path: Path, *overrides: str) -> Any:
@@ -71,11 +71,13 @@ def test_the_newest_checkpoint_that_the_files_cover_is_gone_on_from(tmp_path):
         assert newest(place(e), META) is None
 
 
-@pytest.mark.parametrize(("key", "what"), [("start_fingerprint", "start weights"), ("data_fingerprint", "data")])
+@pytest.mark.parametrize(
+    ("key", "what"), [("start_fingerprint", "start weights"), ("data_fingerprint", "data"), ("dtype", "dtype")]
+)
 def test_a_run_whose_start_or_data_have_changed_cannot_go_on(tmp_path, key, what):
     e = settings(tmp_path, "resume=true")
     cut_off(place(e), e)
-    with pytest.raises(RunError, match=f"the {what} have changed"):
+    with pytest.raises(RunError, match=f"the {what} changed"):
         newest(place(e), META | {key: "other"})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,7 @@ def cut_off(path: Path) -> dict:
         if step == 1:
             position = run.position()
     (path / "error.log").write_text("Traceback")
+    os.close(run._lock)  # as the system does for a killed process
     return position
 
 

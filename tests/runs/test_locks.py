@@ -1,0 +1,46 @@
+"""One process at a time works in a run directory, and a killed one leaves nothing locked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from align.locks import lock, waiting
+from align.runs import Run, RunError
+
+HOLD = "import sys, time; from align.locks import lock; from pathlib import Path; handle = lock(Path(sys.argv[1])); print(handle, flush=True); time.sleep({})"  # noqa: E501
+
+
+def holder(path, seconds: float) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(seconds), str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline().strip().isdigit()
+    return process
+
+
+def test_a_run_that_another_process_works_in_is_refused(tmp_path):
+    with Run.create(tmp_path / "run", {}, {}), pytest.raises(RunError, match="another process is working in it"):
+        Run.reopen(tmp_path / "run", None)
+    Run.reopen(tmp_path / "run", None)
+
+
+def test_a_killed_holder_holds_nothing(tmp_path):
+    process = holder(tmp_path, 60)
+    assert lock(tmp_path) is None
+    process.kill()
+    process.wait()
+    assert lock(tmp_path) is not None
+
+
+def test_who_waits_goes_on_when_the_other_is_done(tmp_path):
+    file = tmp_path / "stage.lock"
+    file.touch()
+    process = holder(file, 1.0)
+    said: list[float] = []
+    with waiting(file, lambda: said.append(time.monotonic())):
+        assert process.wait() == 0
+    assert len(said) == 1
