@@ -132,6 +132,9 @@ def make_accelerator(experiment: Experiment, device: torch.device, path: Path) -
         raise ConfigError(f"tracker={experiment.tracker}: {error}; pip install 'align[trackers]'") from None
     if tracker is not None and not accelerator.log_with:  # Accelerate leaves out what is not installed, silently
         raise ConfigError(f"tracker={tracker}: it is not installed; pip install 'align[trackers]', or tracker=none")
+    # One state for the whole process: a run that was stopped between two micro-batches leaves it off, and every
+    # optimizer step after that would do nothing.
+    accelerator.gradient_state._set_sync_gradients(True)
     return accelerator
 
 

@@ -143,7 +143,7 @@ def test_a_reward_model_interrupted_on_the_way_is_trained_anew(tmp_path, monkeyp
         during.setattr(trl_runs, "reward_metrics", interrupt)
         with pytest.raises(KeyboardInterrupt):
             execute(tmp_path, *learned)
-    (stage,) = (tmp_path / "stages").iterdir()
+    (stage,) = (path for path in (tmp_path / "stages").iterdir() if path.is_dir())
     assert read(stage).state == "interrupted"
     assert read(execute(tmp_path, *learned)).state == "finished"
     assert read(stage).state == "finished"
@@ -219,3 +219,16 @@ def test_a_failure_before_there_is_a_run_directory_shows_its_traceback(monkeypat
     assert end.value.code == 2
     assert "Traceback" in message and "ZeroDivisionError" in message and "error.log" not in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stopped_between_two_micro_batches_does_not_stop_the_next_from_learning(tmp_path, monkeypatch):
+    """Accelerate keeps one state for the process: switched off when gradients are only accumulated."""
+    from align.trainers import trl_losses
+
+    with monkeypatch.context() as during:
+        during.setattr(trl_losses.Dpo, "training_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            execute(tmp_path, *no_warmup("dpo"), "steps=2", "algo.micro_batch=2")
+    run = read(execute(tmp_path, "algo=grpo", "steps=2", "algo.optimizer.lr=0.01"))
+    first, last = (row["kl/exact"] for row in run.phase("probe"))
+    assert first == 0 and last > 0
