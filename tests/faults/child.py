@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,6 +20,14 @@ def carry_out(folder: str, overrides: tuple[str, ...]) -> None:
     from tests.end_to_end.helpers import execute
 
     torch.set_num_threads(1)
+    flush = os.fsync
+
+    def slowly(handle: int) -> None:
+        """As on a slow disk: so that a good part of the kills lands while a checkpoint is being written."""
+        time.sleep(0.01)
+        flush(handle)
+
+    os.fsync = slowly
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         execute(Path(folder), f"run_dir={folder}/run", *overrides)
 
