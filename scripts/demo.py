@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-COMMON = ["data=arithmetic", "steps=12", "probe.every=6", "probe.prompts=40", "probe.samples=2"]
+COMMON = ["data=arithmetic", "steps=8", "probe.every=4", "probe.prompts=40", "probe.samples=1", "probe.pairs=16"]
 
 
 def run(*overrides: str) -> str:
