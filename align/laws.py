@@ -171,7 +171,8 @@ def _reward(e: Experiment) -> None:
         ("learned" in terms) == (e.reward.learned is not None),
         key,
         formula,
-        "a formula mentions `learned` exactly when reward=learned is chosen; add or drop reward=learned",
+        "a formula mentions `learned` exactly when reward=learned is chosen; choose reward=learned, or reward=none and "
+        "your own formula",
     )
     need(
         "gold" not in terms or e.data.kind == "annotator",

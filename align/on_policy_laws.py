@@ -71,7 +71,8 @@ def _advantage(a: OnPolicy) -> None:
             f"algo.{name}",
             "none" if part is None else "given",
             f"algo.advantage=gae needs it and the others have no use for it (algo.advantage={a.advantage}); "
-            f"start from algo=ppo, or set algo.{name}=none",
+            + ("start from algo=ppo" if part is None else f"set algo.{name}=none")
+            + ", or change algo.advantage",
         )
     if a.gae is None:
         return

@@ -95,8 +95,9 @@ class Probe:
     def reward_metrics(self, rewards: Tensor, components: dict[str, Tensor], gold: Tensor | None) -> dict[str, float]:
         metrics: dict[str, float] = {}
         if components:
-            metrics["reward/proxy"] = float(rewards.mean())
-            metrics |= {f"reward/{name}": float(values.mean()) for name, values in components.items()}
+            finite = rewards.isfinite()  # all are, unless guard.nonfinite=skip
+            metrics["reward/proxy"] = float(rewards[finite].mean())
+            metrics |= {f"reward/{name}": float(values[finite].mean()) for name, values in components.items()}
         if gold is not None:
             metrics["reward/gold"] = float(gold.mean())
             metrics["win/gold"] = float(accuracy(gold, self._golden_reference()))

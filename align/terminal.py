@@ -13,7 +13,7 @@ from rich.table import Table
 # Shown beside the bar when a row has them, in this order: short name, format, keys (the first one present is taken).
 SHOWN = (
     ("reward", "{:.3g}", ("reward/mean", "reward/proxy")),
-    ("acc", "{:.2f}", ("rm/accuracy", "pref/accuracy")),
+    ("acc", "{:.2f}", ("accuracy/sampled", "rm/accuracy", "pref/accuracy")),
     ("KL", "{:.3g}", ("kl/exact", "kl/k1", "kl/bound")),
     ("length", "{:.0f}", ("length/mean",)),
     ("loss", "{:.3g}", ("loss",)),

@@ -72,6 +72,7 @@ def estimate(rollout: Rollout, algo: OnPolicy, memory: Memory, limit: int) -> Ta
         mask = mask & completions.finished.unsqueeze(-1)
     if algo.whiten.advantages:
         advantages = whiten(advantages, mask)
+    stats["guard/dropped_completions"] = float((~usable).sum())
     return Targets(advantages, returns, mask, usable, stats)
 
 

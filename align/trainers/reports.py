@@ -9,6 +9,7 @@ from align.records import Rollout
 from align.schema import Guard
 from align.trainers.learner import Outlier
 
+TOLERANCE = 0.005  # of explained variance: a critic that starts at 0 is not yet worse than a constant
 Event = Callable[..., None]  # kind, step, sentence, details
 
 
@@ -46,7 +47,7 @@ def outliers(found: Sequence[Outlier], rollout: Rollout, guard: Guard, step: int
 def critic(explained: Sequence[float], step: int, event: Event) -> None:
     """Whether the critic of the last quarter of the rollouts so far predicted anything."""
     late = explained[-max(len(explained) // 4, 1) :]
-    if not late or (mean := sum(late) / len(late)) >= 0:
+    if not late or (mean := sum(late) / len(late)) >= -TOLERANCE:
         return
     event(
         "critic",
