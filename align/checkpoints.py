@@ -29,7 +29,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.schema import Checkpoint
 
@@ -61,16 +61,15 @@ class Keeper:
     start: Snapshot | None = None
     probe_state: Callable[[], Mapping[str, Any]] = field(default=dict)
 
-    def save(
-        self, step: int, weights: Callable[[], Mapping[str, Tensor]], state: Callable[[], Mapping[str, Any]]
-    ) -> None:
+    def save(self, step: int, model: nn.Module, state: Callable[[], Mapping[str, Any]]) -> None:
         """Every checkpoint.every steps, but not where the run starts, goes on or ends."""
         begun = self.start.step if self.start else 0
         if step % self.cfg.every or not begun < step < self.steps:
             return
         streams = gather_object([rng_state()])
         if self.accelerator.is_main_process:
-            write(self.folder, Snapshot(step, weights(), state(), self.run_state(), self.probe_state(), streams))
+            parts = trainable(model), state(), self.run_state(), self.probe_state()
+            write(self.folder, Snapshot(step, *parts, streams))
             prune(self.folder, self.cfg.keep, step)
         self.accelerator.wait_for_everyone()
 
@@ -78,6 +77,19 @@ class Keeper:
         """The random streams of this process, when as many processes go on as were stopped."""
         if self.start is not None and len(self.start.rng) == self.accelerator.num_processes:
             restore_rng(self.start.rng[self.accelerator.process_index])
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that training changes, by name."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def load_trainable(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    own = trainable(model)
+    assert own.keys() == weights.keys(), own.keys() ^ weights.keys()
+    for name, parameter in own.items():
+        parameter.copy_(weights[name])
 
 
 def write(folder: Path, snapshot: Snapshot) -> Path:

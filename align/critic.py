@@ -76,10 +76,6 @@ class Trained(nn.Module):
         every = {name: [p for p in m.parameters() if p.requires_grad] for name, m in found.items() if m is not None}
         return {name: parameters for name, parameters in every.items() if parameters}
 
-    def weights(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-
 
 def build_critic(
     cfg: Critic, model: Model, policy: Policy, learned: RewardModel | None, seed: int

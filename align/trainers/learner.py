@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from align.checkpoints import load_trainable
 from align.critic import Trained
 from align.forward import Batch, batch_of, micro_batches
 from align.maths.masked import masked_sum
@@ -183,11 +184,7 @@ class Learner:
         return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
 
     def restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        own = self.bare.weights()
-        assert own.keys() == weights.keys(), own.keys() ^ weights.keys()
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(weights[name])
+        load_trainable(self.bare, weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 

@@ -75,7 +75,7 @@ class OnPolicyTrainer:
         stream = PromptStream(prompts, self.algo.prompts_per_step, self.experiment.seed)
         for step in range(self.restore(stream, hooks.keeper), self.experiment.steps + 1):
             hooks.probe(step)
-            hooks.keeper.save(step, self.scorers.weights, lambda: self.state(stream))
+            hooks.keeper.save(step, self.scorers, lambda: self.state(stream))
             if step == self.experiment.steps:
                 break
             started = time.perf_counter()

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,12 @@ import torch
 from transformers import PrinterCallback, Trainer
 from transformers.utils import logging as transformers_logging
 
+from align.checkpoints import load_trainable
 from align.maths import preference
 from align.refusals import ConfigError
 from align.trainers import trl_data
 from align.trainers.trl_losses import PREFERENCE, REFERENCE_FREE, REWARD, SFT, Kind, base_of
-from align.trainers.trl_watch import Watch, Watcher, start_loss, trainable
+from align.trainers.trl_watch import Watch, Watcher, start_loss
 from reward_models.base import evaluate
 
 if TYPE_CHECKING:
@@ -118,11 +119,10 @@ def _train(kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.
     start = watch.keeper.start if watch.keeper else None
     done = start.step if start else 0
     if start is not None:
-        _load(policy.model, start.weights)
+        load_trainable(policy.model, start.weights)
     with tempfile.TemporaryDirectory() as nowhere, _quiet(), _own_forward(policy):  # TRL needs a folder; it stays empty
         trainer = build_trainer(kind, experiment, policy, rows[done * (len(rows) // experiment.steps) :], Path(nowhere))
-        watcher = Watcher(watch)
-        watcher.trained = policy.model
+        watcher = Watcher(watch, policy.model)
 
         def skipped() -> None:
             watcher.skipped += 1
@@ -130,14 +130,6 @@ def _train(kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.
         trainer.begin_at(done, experiment.guard.nonfinite, skipped)
         trainer.add_callback(watcher)
         trainer.train()
-
-
-@torch.no_grad()
-def _load(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    own = trainable(model)
-    assert own.keys() == weights.keys(), own.keys() ^ weights.keys()
-    for name, parameter in own.items():
-        parameter.copy_(weights[name])
 
 
 def _laid_out(rows: list[trl_data.Row], per_step: int, experiment: Experiment) -> list[trl_data.Row]:

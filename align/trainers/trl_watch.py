@@ -82,9 +82,9 @@ class Watch:
 class Watcher(TrainerCallback):
     """The one callback. Raises RuntimeError when the first loss is not that of a policy at its reference."""
 
-    def __init__(self, watch: Watch):
+    def __init__(self, watch: Watch, trained: Any):
         self.watch = watch
-        self.trained: Any = None  # the module whose weights are kept
+        self.trained = trained  # the module whose weights are kept
         self.skipped = 0  # updates that guard.nonfinite left out since the last row
         self._began = 0.0
         self._parts: dict[str, Any] = {}
@@ -122,7 +122,7 @@ class Watcher(TrainerCallback):
             self.watch.log(step, row)
         self._probe(step)
         if self.watch.keeper is not None:
-            self.watch.keeper.save(step, lambda: trainable(self.trained), self._state)
+            self.watch.keeper.save(step, self.trained, self._state)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -141,11 +141,6 @@ class Watcher(TrainerCallback):
                 f"the first loss is {loss:.6f}, but with the policy equal to its reference it must be {expected:.6f}: "
                 "the reference is not the model that training starts from"
             )
-
-
-def trainable(model: Any) -> dict[str, torch.Tensor]:
-    """Everything that training changes, by name."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.testing import assert_close
 
+from align.checkpoints import trainable
 from align.critic import build_critic
 from align.data import load
 from align.forward import Batch, batch_of
@@ -68,12 +69,12 @@ def test_ppo_moves_policy_and_critic_and_nothing_else(adapter, critic):
     policy = trainer.policy
     opinions, scores = logprobs(policy.reference), learned.score(list(TEXTS))
     weights, judge = snapshot(policy.reference), snapshot(learned.model)
-    before = {name: p.clone() for name, p in trainer.scorers.weights().items()}
+    before = {name: p.clone() for name, p in trainable(trainer.scorers).items()}
     trainer.train(data.train_prompts, Hooks(nothing, nothing, nothing, nothing, Idle()))
     assert unchanged(policy.reference, weights) and unchanged(learned.model, judge)
     assert torch.equal(logprobs(policy.reference), opinions)
     assert learned.score(list(TEXTS)) == scores
-    moved = {name.split(".")[0] for name, p in trainer.scorers.weights().items() if not torch.equal(p, before[name])}
+    moved = {name.split(".")[0] for name, p in trainable(trainer.scorers).items() if not torch.equal(p, before[name])}
     assert moved == {"policy", "critic"}
 
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.testing import assert_close
 
+from align.checkpoints import trainable
 from align.maths.advantages import rewards_to_go
 from align.records import Rollout
 from align.trainers import on_policy
@@ -126,7 +127,7 @@ def test_the_critic_learns_the_returns_of_a_rollout_it_sees_often(monkeypatch, k
                 f"algo.critic.init={init}", "algo.critic.lr=0.01", "algo.critic.warmup_steps=99", "steps=100",
                 "algo.kl.coef=1e-6")  # fmt: skip
     trainer = trainer_of(monkeypatch, *settings)
-    before = {name: p.clone() for name, p in trainer.scorers.weights().items() if name.startswith("policy.")}
+    before = {name: p.clone() for name, p in trainable(trainer.scorers).items() if name.startswith("policy.")}
     explained = []
     for step in range(12):
         rollout = collected(trainer)
@@ -134,7 +135,7 @@ def test_the_critic_learns_the_returns_of_a_rollout_it_sees_often(monkeypatch, k
         explained.append(targets.stats["critic/explained_variance"])
         trainer.learner.update(rollout, targets, step, trainer.memory.kl_coef)
     assert explained[-1] > 0.3 > explained[0] + 0.1
-    after = trainer.scorers.weights()
+    after = trainable(trainer.scorers)
     assert all(torch.equal(after[name], value) for name, value in before.items())  # warm-up: the policy stands still
 
 
@@ -144,9 +145,9 @@ def test_the_value_loss_moves_no_weight_of_the_policy_in_adapter_mode(monkeypatc
     targets = estimate(rollout, trainer.algo, trainer.memory, fixed.LIMIT)
     nothing = torch.zeros_like(targets.advantages)
     still = type(targets)(nothing, targets.returns, targets.mask, targets.usable, targets.stats)
-    before = {name: p.clone() for name, p in trainer.scorers.weights().items()}
+    before = {name: p.clone() for name, p in trainable(trainer.scorers).items()}
     trainer.learner.update(rollout, still, 0, trainer.memory.kl_coef)
-    moved = {name for name, p in trainer.scorers.weights().items() if not torch.equal(p, before[name])}
+    moved = {name for name, p in trainable(trainer.scorers).items() if not torch.equal(p, before[name])}
     assert moved and all(name.startswith("critic.") for name in moved)
 
 
