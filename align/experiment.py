@@ -22,14 +22,16 @@ from align.data import Data
 from align.describe import describe
 from align.device import resolve_device, resolve_dtype
 from align.models import Policy, load_policy
-from align.opened import OpenRun
+from align.opened import Measure, OpenRun
 from align.places import Place, newest, place
+from align.probe import Probe
 from align.refusals import ConfigError
 from align.reward_model import RewardModel
 from align.rewards import Rewards, build_rewards
 from align.runs import Run
 from align.schema import Experiment
 from align.stages import load_data, obtain_reward_model
+from align.tempered import Tempered
 from align.terminal import Terminal
 
 
@@ -172,7 +174,20 @@ def train_reward(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, 
 
 
 def take_best_of_n(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, _: RewardModel | None) -> None:
-    probe = opened.prober(BestOfN(opened.experiment, policy, data, rewards).measure)
+    e = opened.experiment
+    ruler = Probe(e.probe, e.sampling, policy, data, rewards, e.seed)
+    look_at(opened, BestOfN(ruler, e.steps).measure)
+
+
+def sample_colder(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, _: RewardModel | None) -> None:
+    e = opened.experiment
+    ruler = Probe(e.probe, e.sampling, policy, data, rewards, e.seed)
+    look_at(opened, Tempered(ruler, e.algo.temperatures).measure)
+
+
+def look_at(opened: OpenRun, measure: Measure) -> None:
+    """A baseline: every step is a probe, nothing is trained."""
+    probe = opened.prober(measure)
     for step in range(opened.experiment.steps + 1):
         probe(step)
 
@@ -183,4 +198,5 @@ TRAINERS = {
     "sft": train_sft,
     "reward": train_reward,
     "best_of_n": take_best_of_n,
+    "tempered": sample_colder,
 }

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from align.checkpoints import Keeper, Snapshot
+from align.alarms import Watcher
+from align.checkpoints import Keeper, Snapshot, kept_rng
 from align.data import Data
 from align.models import Policy
-from align.probe import Probe
+from align.probe import Measured, Probe
 from align.rewards import Rewards
-from align.runs import Run
+from align.runs import Run, read_lines
 from align.schema import Experiment
 from align.terminal import Terminal
 
-Measure = Callable[[int], tuple[dict[str, float], list[dict[str, Any]]]]
+Measure = Callable[[int], Measured]
 
 
 @dataclass
@@ -34,11 +35,14 @@ class OpenRun:
     accelerator: Accelerator
     start: Snapshot | None = None  # what it goes on from
     keeper: Keeper = field(init=False)
+    watcher: Watcher = field(default_factory=Watcher)
 
     def __post_init__(self) -> None:
         e = self.experiment
         where = self.run.position if self.run else dict
         self.keeper = Keeper(self.path / "checkpoints", e.checkpoint, e.steps, self.accelerator, where, self.start)
+        for row in read_lines(self.path / "metrics.jsonl") if self.run else ():  # of before it was resumed
+            self.watcher.see(row)
 
     def log(self, step: int, metrics: dict[str, float], phase: str = "train") -> None:
         if self.run is None:
@@ -47,6 +51,8 @@ class OpenRun:
         row = self.run.log(phase, step, metrics)
         self.accelerator.log({f"{phase}/{key}": value for key, value in row.items() if isinstance(value, float)}, step)
         self.terminal.row(phase, step, metrics)
+        for alarm in self.watcher.see(row):
+            self.event("alarm", alarm.step, f"alarm {alarm.kind}, step {step}: {alarm.what}", alarm=alarm.kind)
 
     def count(self, **consumed: int) -> None:
         if self.run is not None:
@@ -72,7 +78,8 @@ class OpenRun:
             done.add(step)
             if self.run is not None:
                 self.terminal.probing(step)
-                metrics, samples = measure(step)
+                with kept_rng():  # a reward that draws random numbers must not change what is trained next
+                    metrics, samples = measure(step)
                 self.log(step, metrics, phase="probe")
                 self.run.log_samples(samples)
             self.accelerator.wait_for_everyone()
@@ -87,7 +94,7 @@ class OpenRun:
             ruler.restore(self.start.probe)
         self.keeper.probe_state = ruler.state
 
-        def measure(step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        def measure(step: int) -> Measured:
             metrics, samples = ruler.measure(step)
             if step == 0 and any(metrics[key] != 0 for key in ("kl/k1", "kl/k3", "kl/exact")):
                 raise RuntimeError(f"KL to the reference at step 0 is {metrics['kl/k1']:.3g} nats, not 0: policy and "

@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module may import from its own level and from those before it.
 LEVELS = [
     ["align.maths", "align.refusals", "align.on_policy_laws", "align.algo_laws", "align.laws", "align.schema",
-     "align.config", "align.locks", "align.runs", "align.seeds", "align.embedded", "align.hub", "align.tiny",
-     "align.records",
-     "align.rollouts", "align.checkpoints", "align.places", "reward_models"],
+     "align.config", "align.alarms", "align.locks", "align.runs", "align.seeds", "align.embedded", "align.hub",
+     "align.tiny", "align.records", "align.rollouts", "align.checkpoints", "align.places", "reward_models"],
     ["align.data", "align.device", "align.models", "align.reward_model", "align.forward"],
     ["align.sampling", "align.rewards", "align.critic"],
-    ["align.probe", "align.stages", "align.terminal", "align.best_of_n", "align.describe"],
-    ["align.opened"],
+    ["align.measures"],
+    ["align.probe", "align.stages", "align.terminal", "align.describe"],
+    ["align.opened", "align.best_of_n", "align.tempered"],
     ["align.trainers"],
     ["align.report", "align.compare"],
     ["align.experiment"],
