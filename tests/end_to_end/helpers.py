@@ -22,8 +22,8 @@ TINY = ("model=tiny", "data=arithmetic", f"reward.formula={EVEN}", "device=cpu",
 
 
 def no_warmup(algo: str) -> tuple[str, ...]:
-    """A warm-up longer than the run is refused; best of n has no optimizer that could have one."""
-    if algo == "best_of_n":
+    """A warm-up longer than the run is refused; the baselines have no optimizer that could have one."""
+    if algo in ("best_of_n", "temperature"):
         return (f"algo={algo}",)
     return (f"algo={algo}", "algo.optimizer.warmup_steps=0")
 
