@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -115,7 +116,9 @@ def opening(
             terminal.note("  resume=true: there is no earlier run of this config; this is its start")
         for note in notes:
             terminal.note(f"  {note}")
+        started = time.perf_counter()
         yield opened
+        opened.say_what_probing_took(time.perf_counter() - started)
 
 
 def make_accelerator(experiment: Experiment, device: torch.device, path: Path) -> Accelerator:

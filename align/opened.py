@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class OpenRun:
     start: Snapshot | None = None  # what it goes on from
     keeper: Keeper = field(init=False)
     watcher: Watcher = field(default_factory=Watcher)
+    probing: float = 0.0  # seconds that probes have taken since this process opened the run
 
     def __post_init__(self) -> None:
         e = self.experiment
@@ -78,8 +80,10 @@ class OpenRun:
             done.add(step)
             if self.run is not None:
                 self.terminal.probing(step)
+                started = time.perf_counter()
                 with kept_rng():  # a reward that draws random numbers must not change what is trained next
                     metrics, samples = measure(step)
+                self.probing += time.perf_counter() - started
                 self.log(step, metrics, phase="probe")
                 self.run.log_samples(samples)
             self.accelerator.wait_for_everyone()
@@ -115,6 +119,11 @@ class OpenRun:
                 f"at most {worst['kl']:.3g} (guard.kl_nats_per_sequence)",
                 prompt_id=worst["prompt_id"], prompt=worst["prompt"], completion=worst["completion"], kl=worst["kl"],
             )  # fmt: skip
+
+    def say_what_probing_took(self, seconds: float) -> None:
+        """Of `seconds`, so that a user sees what probe=full or a small probe.every costs."""
+        self.terminal.note(f"  probes took {self.probing:.0f} s, {100 * self.probing / max(seconds, 1e-9):.0f} % of "
+                           "the run")  # fmt: skip
 
     def saving(self, trained: Any, train: Callable[[], None]) -> None:
         """Train, and save what was trained also when the user interrupts: what was learned so far is usable."""
