@@ -170,3 +170,15 @@ def test_interval_holds_the_truth_whichever_variance_dominates(S, seed, prompt, 
         found = difference(values(d), zeros(d))
         held += found.low <= 0.3 <= found.high
     assert held / 250 >= 0.91
+
+
+@pytest.mark.parametrize("S", [1, 3])
+@pytest.mark.parametrize("share", [0.03, 0.3])
+def test_one_policy_is_rarely_called_different_from_itself(S, share):
+    """0/1 outcomes, common and rare, 500 pairs of arms: 8 % is three standard errors above 5."""
+    rng, alarms = np.random.default_rng(S), 0
+    for _ in range(500):
+        prompts = np.clip(share * rng.exponential(size=40), 0, 1)
+        a, b = (rng.binomial(2, prompts, size=(S, 40)) / 2 for _ in range(2))
+        alarms += difference(values(a), values(b, seeds=range(S, 2 * S))).p < 0.05
+    assert alarms / 500 <= 0.08
