@@ -38,6 +38,10 @@ def test_arms_are_compared_at_the_largest_kl_of_all_and_at_half_of_it():
     assert levels([a]) == (3.0, 6.0)
 
 
+def test_half_way_is_counted_from_the_start_that_is_furthest():  # gold rewards do not start at 0, nor all alike
+    assert levels([{"0": [(0, 0.0), (4, 1.0)]}, {"0": [(2, 0.0), (6, 1.0)]}]) == (3.0, 4.0)
+
+
 @pytest.mark.parametrize("arms", [[], [{}], [{"0": [(0, 1.0), (3, 1.0)]}, {"0": [(0, 1.0), (0, 2.0)]}], [{"0": []}]])
 def test_where_something_did_not_move_there_is_no_common_level(arms):
     assert levels(arms) == ()
