@@ -123,8 +123,8 @@ def bootstrap(layout: Sequence[Array], level: float) -> Interval:
     the prompt means to the spread that is the prompts' own (`_shrinkage`).
 
     k = sqrt(n / (n - 1)) t(df) / z widens a percentile interval of few units to what the t interval would be for normal
-    ones (the expanded percentile interval of Hesterberg 2015, doi:10.1080/00031305.2015.1089789). Without it, not even
-    the wider interval holds what it promises where seeds and prompts matter alike.
+    ones (the expanded percentile interval of Hesterberg 2015, doi:10.1080/00031305.2015.1089789). Without it the
+    wider interval held 91.5 to 93 % where seeds and prompts matter alike (docs/log.md, 22 Nov).
 
     p = 2 min(P(replicate <= 0), P(replicate >= 0)), with one added to counts: never below 2 / (REPLICATES + 1).
     """
