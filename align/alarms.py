@@ -98,7 +98,7 @@ def repetition(seen: Watcher) -> str | None:
 def gold_proxy_divergence(seen: Watcher) -> str | None:
     """Gold 2 standard errors below its best probe so far while the proxy is above what it was there."""
     measured = [row for row in seen.probes if _number(row, "reward/gold") is not None]
-    if len(measured) < 2 or measured[-1] is not seen.probes[-1]:
+    if len(measured) < 2:
         return None
     best, now = max(measured[:-1], key=lambda row: row["reward/gold"]), measured[-1]
     then, proxy = _number(best, "reward/proxy"), _number(now, "reward/proxy")
