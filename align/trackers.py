@@ -181,5 +181,5 @@ class Tracking:
         except Exception as error:
             self.tracker = None
             why = " ".join(str(error).split())[:300]
-            self.event("tracker", self.step, f"tracker={self.name} failed ({type(error).__name__}: {why}); the run goes "
-                       f"on without it, metrics.jsonl has every row")  # fmt: skip
+            self.event("tracker", self.step, f"tracker={self.name} failed ({type(error).__name__}: {why}); the run "
+                       "goes on without it, metrics.jsonl has every row")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a tracker is sent is what metrics.jsonl has: whole, cut off and gone on with, or when the tracker itself fails."""
+"""What a tracker is sent is what metrics.jsonl has: whole, cut off and gone on with, or when the tracker fails."""
 
 from __future__ import annotations
 
@@ -144,7 +144,8 @@ def test_a_reward_model_trained_first_is_a_tracker_run_of_its_own_and_over_befor
 ):
     recorder = Recorder(monkeypatch)
     execute(tmp_path, *no_warmup("grpo"), "steps=1", "tracker=mlflow", f"run_dir={tmp_path}/policy", "reward=learned",
-            "reward.formula=learned", "reward.learned.steps=1", "reward.learned.algo.optimizer.warmup_steps=0")  # fmt: skip
+            "reward.formula=learned", "reward.learned.steps=1",
+            "reward.learned.algo.optimizer.warmup_steps=0")  # fmt: skip
     (stage,) = (path.name for path in (tmp_path / "stages").iterdir() if path.is_dir())
     opened = [told for told in recorder.told if told[0] in ("start", "end")]
     assert opened == [("start", stage, None), ("end", "finished"), ("start", "policy", None), ("end", "finished")]
