@@ -70,7 +70,7 @@ def one_run(run: Watched, width: int) -> list[RenderableType]:
 
 
 def _head(run: Watched) -> list[RenderableType]:
-    title = _line(Text.assemble((one_line(run.title), "bold"), "  ", _state(run)))
+    title = Text.assemble((one_line(run.title), "bold"), "  ", _state(run))
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(no_wrap=True)
     bar.add_column(ratio=1)
