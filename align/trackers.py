@@ -84,6 +84,8 @@ def _wandb(run: Tracked, known: str | None) -> tuple[GeneralTracker, str]:
 
 
 def _mlflow(run: Tracked, known: str | None) -> tuple[GeneralTracker, str]:
+    # MLflow's own 7 attempts held a run up for 4 minutes when its server was away
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     tracker = MLflowTracker(PROJECT, run_id=known, run_name=run.path.name, description=f"{run.title}, {run.path}")
     tracker.start()
     if known is None:  # a parameter is written once
