@@ -26,7 +26,6 @@ from align.models import Policy, load_policy
 from align.opened import Measure, OpenRun
 from align.places import Place, newest, place
 from align.probe import Probe
-from align.refusals import ConfigError
 from align.reward_model import RewardModel
 from align.rewards import Rewards, build_rewards
 from align.runs import Run
@@ -34,11 +33,13 @@ from align.schema import Experiment
 from align.stages import load_data, obtain_reward_model
 from align.tempered import Tempered
 from align.terminal import Terminal
+from align.trackers import Tracked, Tracking, require_installed
 
 
 def execute(experiment: Experiment) -> Path:
     """Run it; returns the run directory. Raises the user errors of the parts, RuntimeError when an invariant breaks."""
     device = resolve_device(experiment.device)
+    require_installed(experiment.tracker)
     # the others wait while the main process probes or samples a pool, on a slow machine for hours
     processes = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
     where = agreed(experiment, processes)
@@ -46,7 +47,7 @@ def execute(experiment: Experiment) -> Path:
         if processes.is_main_process and not (where.path / "report.html").is_file():  # killed between the two
             report(where.path)
         return where.path
-    accelerator = make_accelerator(experiment, device, where.path)
+    accelerator = make_accelerator(experiment, device)
     device = accelerator.device if device.type != "cpu" and accelerator.num_processes > 1 else device
     dtype = resolve_dtype(experiment.dtype, device)
     if device.type == "cuda" and device.index is not None:
@@ -66,8 +67,6 @@ def execute(experiment: Experiment) -> Path:
         TRAINERS[experiment.algo.kind](opened, policy, data, rewards, learned)
         accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for tracker in accelerator.trackers:  # not end_training: it would take the process group from the next run
-            tracker.finish()
         report(where.path)
     gc.collect()  # trainers hold themselves in cycles; a sweep would keep every model it trained
     return where.path
@@ -104,10 +103,13 @@ def opening(
             run = Run.reopen(where.path, start.run if start else None)
         else:
             run = Run.create(where.path, plain(experiment), meta)
-        accelerator.init_trackers("align", config={"config_hash": meta["config_hash"]})
     terminal = Terminal(line, experiment.steps, silent=run is None)
     opened = OpenRun(experiment, where.path, run, terminal, accelerator, start)
-    with terminal, run or nullcontext():
+    before = where.before.rows if where.before else ()
+    tracked = Tracked(where.path, meta["name"], plain(experiment), start.step if start else 0, before)
+    watched = run is not None and experiment.tracker != "none"
+    tracking = Tracking(experiment.tracker, tracked, opened.event) if watched else nullcontext()
+    with terminal, run or nullcontext(), tracking as opened.tracking:
         for warning in caught:
             terminal.note(f"  {warning.message}")
         if where.before is not None:
@@ -121,22 +123,13 @@ def opening(
         opened.say_what_probing_took(time.perf_counter() - started)
 
 
-def make_accelerator(experiment: Experiment, device: torch.device, path: Path) -> Accelerator:
-    """Raises ConfigError for a tracker that is not installed."""
+def make_accelerator(experiment: Experiment, device: torch.device) -> Accelerator:
     critic = getattr(experiment.algo, "critic", None)
     # two passes through one module: DDP must expect either half to be unused (align/critic.py)
     ddp = DistributedDataParallelKwargs(
         find_unused_parameters=critic is not None and critic.kind == "adapter", broadcast_buffers=False
     )
-    try:
-        tracker = None if experiment.tracker == "none" else experiment.tracker
-        accelerator = Accelerator(
-            cpu=device.type == "cpu", log_with=tracker, project_dir=path, kwargs_handlers=[ddp], mixed_precision="no"
-        )
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"tracker={experiment.tracker}: {error}; pip install 'align[trackers]'") from None
-    if tracker is not None and not accelerator.log_with:  # Accelerate leaves out what is not installed, silently
-        raise ConfigError(f"tracker={tracker}: it is not installed; pip install 'align[trackers]', or tracker=none")
+    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[ddp], mixed_precision="no")
     # One state for the whole process: a run that was stopped between two micro-batches leaves it off, and every
     # optimizer step after that would do nothing.
     accelerator.gradient_state._set_sync_gradients(True)

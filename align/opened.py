@@ -21,6 +21,7 @@ from align.rewards import Rewards
 from align.runs import Run, read_lines
 from align.schema import Experiment
 from align.terminal import Terminal
+from align.trackers import Tracking
 
 Measure = Callable[[int], Measured]
 
@@ -35,6 +36,7 @@ class OpenRun:
     terminal: Terminal
     accelerator: Accelerator
     start: Snapshot | None = None  # what it goes on from
+    tracking: Tracking | None = None
     keeper: Keeper = field(init=False)
     watcher: Watcher = field(default_factory=Watcher)
     probing: float = 0.0  # seconds that probes have taken since this process opened the run
@@ -51,7 +53,8 @@ class OpenRun:
             return
         metrics["memory/peak_gb"] = peak_memory_gb(self.accelerator.device)
         row = self.run.log(phase, step, metrics)
-        self.accelerator.log({f"{phase}/{key}": value for key, value in row.items() if isinstance(value, float)}, step)
+        if self.tracking is not None:
+            self.tracking.log(row)
         self.terminal.row(phase, step, metrics)
         for alarm in self.watcher.see(row):
             self.event("alarm", alarm.step, f"alarm {alarm.kind}, step {step}: {alarm.what}", alarm=alarm.kind)
@@ -129,11 +132,11 @@ class OpenRun:
         """Train, and save what was trained also when the user interrupts: what was learned so far is usable."""
         try:
             train()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if self.run is not None:
                 trained.save(self.path)
-                self.terminal.note(f"interrupted; what was trained so far is in {self.path}")
-                self.terminal.note("resume=true goes on from the last checkpoint")
+                interrupt.add_note("resume=true goes on from the last checkpoint; what was trained so far is in")
+                interrupt.add_note(str(self.path))
             raise
         if self.run is not None:
             trained.save(self.path)

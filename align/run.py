@@ -61,8 +61,8 @@ def main() -> None:
         stop(_unknown_key(error) or str(error).strip(), 1)
     except (HydraException, ValueError) as error:  # Hydra raises plain ValueErrors too for a bad command line
         stop(str(error), 1)
-    except KeyboardInterrupt:
-        stop("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        stop("\n".join(["interrupted", *getattr(interrupt, "__notes__", [])]), 130)  # align/opened.py notes the folder
     if "RANK" in os.environ:  # several processes
         from accelerate import PartialState
 
