@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [
     ["align.maths", "align.refusals", "align.on_policy_laws", "align.algo_laws", "align.laws", "align.schema",
      "align.config", "align.alarms", "align.locks", "align.runs", "align.seeds", "align.embedded", "align.hub",
-     "align.tiny", "align.records", "align.rollouts", "align.checkpoints", "align.places", "reward_models"],
+     "align.tiny", "align.records", "align.rollouts", "align.checkpoints", "align.places", "align.jobs",
+     "reward_models"],
     ["align.report", "align.compare", "align.terminal", "align.trackers", "align.watched", "align.watch_view",
      "align.watch"],
     ["align.data", "align.device", "align.models", "align.reward_model", "align.forward"],
