@@ -20,7 +20,7 @@ KL_FACTOR, KL_NATS = 3.0, 1.0
 ENTROPY_SHARE = 0.3
 REP3, REP3_RISE = 0.3, 0.1
 LENGTH_Z, LENGTH_SHARE = 3.0, 0.1
-GOLD_Z = 2.0
+GOLD_Z = 3.0  # the best of many probes is high by luck too: 2 would fire in every second run of constant gold
 SILENT_SHARE, SILENT_ROWS = 0.5, 5
 
 
@@ -96,7 +96,7 @@ def repetition(seen: Watcher) -> str | None:
 
 
 def gold_proxy_divergence(seen: Watcher) -> str | None:
-    """Gold 2 standard errors below its best probe so far while the proxy is above what it was there."""
+    """Gold 3 standard errors below its best probe so far while the proxy is above what it was there."""
     measured = [row for row in seen.probes if _number(row, "reward/gold") is not None]
     if len(measured) < 2:
         return None
@@ -145,7 +145,7 @@ def _z_between(before: Row, now: Row, mean: str, std: str) -> float | None:
         return None
     m0, s0, m1, s1 = (part for part in parts if part is not None)
     error = math.sqrt((s0**2 + s1**2) / n)
-    return (m1 - m0) / error if error else None
+    return (m1 - m0) / error if error else math.copysign(math.inf, m1 - m0) if m1 != m0 else None
 
 
 def _first(row: Row, *keys: str) -> float | None:

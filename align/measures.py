@@ -51,12 +51,12 @@ def length_metrics(completions: Completions, limit: int) -> dict[str, float]:
 
 
 def text_metrics(completions: Completions) -> dict[str, float]:
-    """Repetition within completions and diversity across them, on tokens without EOS."""
+    """Repetition within completions and diversity across them, on tokens without EOS; what is undefined is left out."""
     rows = token_rows(completions)
     within = [share for row in rows if (share := repeated(row)) is not None]
     found = {
-        "text/rep3": sum(within) / len(within) if within else 0.0,
-        "text/distinct2": distinct(rows) or 0.0,
+        "text/rep3": sum(within) / len(within) if within else None,
+        "text/distinct2": distinct(rows),
         "text/self_bleu": self_bleu(rows),
     }
     return {key: value for key, value in found.items() if value is not None}

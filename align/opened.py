@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from align.alarms import Watcher
+from align.algo_laws import UNTRAINED
 from align.checkpoints import Keeper, Snapshot, kept_rng
 from align.data import Data
 from align.models import Policy
@@ -56,7 +57,8 @@ class OpenRun:
         if self.tracking is not None:
             self.tracking.log(row)
         self.terminal.row(phase, step, metrics)
-        for alarm in self.watcher.see(row):
+        trained = self.experiment.algo.kind not in UNTRAINED  # a model sampled ever colder is not collapsing
+        for alarm in self.watcher.see(row) if trained else ():
             self.event("alarm", alarm.step, f"alarm {alarm.kind}, step {step}: {alarm.what}", alarm=alarm.kind)
 
     def count(self, **consumed: int) -> None:

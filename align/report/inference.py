@@ -6,7 +6,8 @@ have given other numbers. The layout is crossed: all seeds answer the same promp
     d[s, x] = mu + seed_s + prompt_x + rest_sx        Var(mean) = seed^2 / S + prompt^2 / X + rest^2 / (S X)
 
 Student's t over the seeds' means sees the first and last term; it takes the prompts as given. The bootstrap sees all
-three. The wider of the two decides. What each covers is measured by scripts/coverage.py (docs/log.md, 22 Nov).
+three. The wider of the two decides: the hull of both, and the larger p. What each covers is measured by
+scripts/coverage.py (docs/log.md, 22 Nov). Prompts count as independent draws; topics that several share are not seen.
 """
 
 from __future__ import annotations
@@ -80,9 +81,10 @@ def difference(a: Values, b: Values, *, level: float = LEVEL) -> Difference | No
     if seeds == 1:
         per_prompt = sum(part.mean(0) for part in layout)
         found = [student([per_prompt], level, "prompts")] if len(prompts) > 1 else []
-        return _decide(Difference(mean, None, None, None, 1, len(prompts), paired, "prompts"), found, level)
-    found = [student([part.mean(1) for part in layout], level, "seeds"), bootstrap(layout, level)]
-    return _decide(Difference(mean, None, None, None, seeds, len(prompts), paired, "seeds"), found, level)
+        return _decide(Difference(mean, None, None, None, 1, len(prompts), paired, "prompts"), found)
+    floors = [rest / len(prompts) for rest in _rests(layout)]
+    found = [student([part.mean(1) for part in layout], level, "seeds", floors), bootstrap(layout, level)]
+    return _decide(Difference(mean, None, None, None, seeds, len(prompts), paired, "seeds"), found)
 
 
 def seed_difference(a: Mapping[str, float], b: Mapping[str, float], *, level: float = LEVEL) -> Difference | None:
@@ -94,16 +96,19 @@ def seed_difference(a: Mapping[str, float], b: Mapping[str, float], *, level: fl
     left, right = np.array([a[seed] for seed in seeds_a]), np.array([b[seed] for seed in seeds_b])
     seeds, mean = min(len(left), len(right)), float(left.mean() - right.mean())
     found = [student([left - right] if paired else [left, -right], level, "seeds")] if seeds > 1 else []
-    return _decide(Difference(mean, None, None, None, seeds, 0, paired, "seeds"), found, level)
+    return _decide(Difference(mean, None, None, None, seeds, 0, paired, "seeds"), found)
 
 
-def student(samples: Sequence[Array], level: float, by: str) -> Interval:
+def student(samples: Sequence[Array], level: float, by: str, floors: Sequence[float] = (0.0, 0.0)) -> Interval:
     """Student's t for a sum of means: of one sample of paired differences, or of two unpaired ones (Welch 1947).
 
-    mean ± t((1 + level) / 2, df) sqrt(sum s_i^2 / n_i),   df as in `_welch`: n - 1 for one sample
+        mean ± t((1 + level) / 2, df) sqrt(sum max(s_i^2, floor_i) / n_i),   df as in `_welch`: n - 1 for one sample
+
+    A seed's mean varies at least as its cells do, by rest^2 / X, which is the floor: two or three seed means of a rare
+    0/1 key are equal by chance often enough, and would claim to be certain.
     """
     mean = float(sum(sample.mean() for sample in samples))
-    error, df = _welch(samples)
+    error, df = _welch(samples, floors)
     if error == 0:
         return Interval(mean, mean, 0.0 if mean else 1.0, by)
     half = float(stdtrit(df, (1 + level) / 2)) * error
@@ -158,12 +163,12 @@ def holm(p_values: Mapping[K, float | None]) -> dict[K, float | None]:
     return adjusted
 
 
-def _welch(samples: Sequence[Array]) -> tuple[float, float]:
+def _welch(samples: Sequence[Array], floors: Sequence[float] = (0.0, 0.0)) -> tuple[float, float]:
     """Standard error of a sum of means and its degrees of freedom; a spread that is only rounding is none.
 
-    v_i = s_i^2 / n_i,   error = sqrt(sum v_i),   df = (sum v_i)^2 / sum(v_i^2 / (n_i - 1))
+    v_i = max(s_i^2, floor_i) / n_i,   error = sqrt(sum v_i),   df = (sum v_i)^2 / sum(v_i^2 / (n_i - 1))
     """
-    v = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
+    v = np.array([max(x.var(ddof=1), floor) / len(x) for x, floor in zip(samples, floors, strict=False)])
     error = math.sqrt(v.sum())
     if error <= ROUNDING * max(np.abs(sample).max() for sample in samples):
         return 0.0, math.inf
@@ -188,12 +193,18 @@ def _shrinkage(layout: Sequence[Array]) -> float:
     """
     prompts = sum(part.mean(0) for part in layout)
     variance = float(prompts.var(ddof=1)) if len(prompts) > 1 else 0.0
-    rest = 0.0
+    rest = sum(part_rest / len(part) for part, part_rest in zip(layout, _rests(layout), strict=True))
+    return math.sqrt(max(0.0, 1 - rest / variance)) if variance > 0 else 0.0
+
+
+def _rests(layout: Sequence[Array]) -> list[float]:
+    """rest^2 of each part: residuals' sum of squares / ((S - 1) (X - 1))"""
+    found = []
     for part in layout:
         S, X = part.shape
         residuals = part - part.mean(0) - part.mean(1, keepdims=True) + part.mean()
-        rest += float((residuals**2).sum()) / max(1, (S - 1) * (X - 1)) / S
-    return math.sqrt(max(0.0, 1 - rest / variance)) if variance > 0 else 0.0
+        found.append(float((residuals**2).sum()) / max(1, (S - 1) * (X - 1)))
+    return found
 
 
 @functools.lru_cache(maxsize=16)
@@ -203,14 +214,17 @@ def _weights(units: int, stream: int) -> Array:
     return counts / units
 
 
-def _decide(bare: Difference, found: Sequence[Interval], level: float) -> Difference:
-    """With the wider interval; of the p-values the larger where both lie on one side of 1 - level, else its own."""
-    widest = max(found, key=lambda interval: interval.width, default=None)
-    if widest is None or (bare.mean != 0 and widest.width <= ROUNDING * abs(bare.mean)):
+def _decide(bare: Difference, found: Sequence[Interval]) -> Difference:
+    """With the hull of the intervals, which is the wider one where it holds the other, and the larger p.
+
+    All hold the mean, so 0 is outside the hull iff it is outside each of them: iff every p, and so the larger, says so.
+    A bootstrap of three seeds can be wider than t, lopsided, and leave out a 0 that t holds.
+    """
+    if not found or (bare.mean != 0 and max(interval.width for interval in found) <= ROUNDING * abs(bare.mean)):
         return bare
-    one_side = len({interval.p < 1 - level for interval in found}) == 1
-    p = max(interval.p for interval in found) if one_side else widest.p
-    return replace(bare, low=widest.low, high=widest.high, p=p, by=widest.by)
+    low, high = min(interval.low for interval in found), max(interval.high for interval in found)
+    widest = max(found, key=lambda interval: interval.width)
+    return replace(bare, low=low, high=high, p=float(max(interval.p for interval in found)), by=widest.by)
 
 
 def _seeds(a: Mapping[str, object], b: Mapping[str, object]) -> tuple[list[str], list[str], bool]:

@@ -6,7 +6,7 @@ functions say how far each arm had drifted when it first reached that gold.
 
 KL is not monotone. A level counts as reached at the first probe whose x is at or above it, and the value is that of the
 straight line from the probe before. Where the path falls below the level again and returns, that is not looked at.
-Nothing is extrapolated: a path that starts above a level or never gets to it has no value there.
+Nothing is extrapolated: a path that never comes to a level from below has no value there.
 """
 
 from __future__ import annotations

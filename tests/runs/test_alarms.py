@@ -32,7 +32,7 @@ FIRE = {
     # 10 tokens with a standard error of sqrt(2 x 20^2 / 100) = 2.83: z = 3.5
     "length_drift": (probes("length/mean", [40, 41, 50], length__std=20.0, probe__completions=100), 20),
     "repetition": (probes("text/rep3", [0.05, 0.2, 0.31]), 20),
-    # gold falls by 0.5 from its best at step 10; the standard error is sqrt(2 / 100) = 0.14
+    # gold falls by 0.5 from its best at step 10; the standard error is sqrt(2 / 100) = 0.14: z = -3.5
     "gold_proxy_divergence": (
         probes("reward/gold", [0, 1.0, 0.5], reward__gold_std=1.0, reward__proxy=[0, 1, 2], probe__completions=100),
         20,
@@ -55,7 +55,7 @@ SILENT = {
     "repetition": [probes("text/rep3", [0.3, 0.39]), probes("text/rep3", [0.0, 0.3])],
     "gold_proxy_divergence": [
         probes("reward/gold", [0, 1, 0.5], reward__gold_std=1.0, reward__proxy=[0, 1, 1], probe__completions=100),
-        probes("reward/gold", [0, 1, 0.8], reward__gold_std=1.0, reward__proxy=[0, 1, 2], probe__completions=100),
+        probes("reward/gold", [0, 1, 0.6], reward__gold_std=1.0, reward__proxy=[0, 1, 2], probe__completions=100),
         probes("reward/gold", [0, 0.5, 1], reward__gold_std=1.0, reward__proxy=[0, 1, 2], probe__completions=100),
     ],
     "zero_signal": [train("group/zero_signal", [1.0] * 4), train("group/zero_signal", [0.5] * 20)],
@@ -82,6 +82,11 @@ def test_it_is_silent_just_short_of_its_rule(kind, rows):
 
 def test_length_may_drift_down_too():
     assert fired(probes("length/mean", [50, 40], length__std=20.0, probe__completions=100)) == [(10, "length_drift")]
+
+
+def test_lengths_without_any_spread_that_change_are_infinitely_far_off():
+    assert fired(probes("length/mean", [128, 2], length__std=0.0, probe__completions=100)) == [(10, "length_drift")]
+    assert fired(probes("length/mean", [128, 128], length__std=0.0, probe__completions=100)) == []
 
 
 def test_seeing_row_by_row_is_seeing_all_at_once():
