@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from align.report.arms import Arm, SeedRun
-from align.report.tables import GOLD, LENGTH, PROXY
+from align.report.metrics import GOLD, KL_K1, LENGTH, PROXY, SAMPLED, TRUNCATED, WIN, sample_value
 from align.report.text import config_value, number
 
 # What keeps a page of many arms quick to load; what does not fit is counted in the page and stays in samples.jsonl.
 PAGE_CHARACTERS = 1_500_000
 COMPLETION_CHARACTERS = 4_000
+SORTS = {"gold": GOLD, "reward": PROXY, "length": LENGTH, "kl": KL_K1}
+FACTS = {"reward": PROXY, "gold": GOLD, "KL": KL_K1}
+CORRECT, WINS = ("wrong", "correct"), ("gold below the start's", "gold above the start's")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,6 @@ class Column:
     """One arm's answer at its last probed step, and at step 0 unless the row shows that once for all arms."""
 
     arm: Arm
-    style: int
     seed: str
     end: Shown | None
     start: Shown | None
@@ -50,21 +53,24 @@ class Entry:
     prompt_id: str
     prompt: str
     rows: tuple[Row, ...]
+    sorts: Mapping[str, float]  # what prompts can be sorted by -> this prompt's value
+    truncated: bool  # some arm's answer at the end is cut off
 
 
 @dataclass(frozen=True)
 class Browser:
     entries: tuple[Entry, ...]
+    arms: tuple[Arm, ...]  # that have completions
     shown: int  # samples of prompts, over all entries
     total: int
 
 
 def browser(arms: Sequence[Arm]) -> Browser:
     """First samples of all prompts before second ones, until the page is full. An arm's first seed speaks for it."""
-    speakers = [(number, arm, run) for number, arm in enumerate(arms) if (run := _speaker(arm))]
+    speakers = [(arm, run) for arm in arms if (run := _speaker(arm))]
     prompts: dict[str, str] = {}
     keys: dict[tuple[str, int], None] = {}
-    for _, _, run in speakers:
+    for _, run in speakers:
         for rows in run.samples.values():
             for (prompt_id, sample), row in rows.items():
                 prompts.setdefault(prompt_id, str(row.get("prompt") or ""))
@@ -78,20 +84,48 @@ def browser(arms: Sequence[Arm]) -> Browser:
             break
         entries.setdefault(prompt_id, []).append(answers)
         shown += 1
-    return Browser(tuple(Entry(key, prompts[key], tuple(rows)) for key, rows in entries.items()), shown, len(keys))
+    made = tuple(_entry(speakers, key, prompts[key], rows) for key, rows in entries.items())
+    return Browser(made, tuple(arm for arm, _ in speakers), shown, len(keys))
+
+
+def _entry(speakers: Sequence[tuple[Arm, SeedRun]], prompt_id: str, prompt: str, rows: Sequence[Row]) -> Entry:
+    """Prompts can be sorted by how far the arms' answers lie apart at the end; of one arm, by how far it has moved."""
+    sorts = {}
+    for name, metric in SORTS.items():
+        field = metric.sample_field
+        ends = [_mean(run, max(run.samples), prompt_id, field) for _, run in speakers]
+        known = [value for value in ends if value is not None]
+        if name == "kl":
+            spread = known
+        elif len(speakers) == 1:
+            start = _mean(speakers[0][1], 0, prompt_id, field)
+            spread = [abs(known[0] - start)] if known and start is not None else []
+        else:
+            spread = [max(known) - min(known)] if len(known) > 1 else []
+        if spread:
+            sorts[name] = max(spread)
+    ends = [_mean(run, max(run.samples), prompt_id, TRUNCATED.sample_field) for _, run in speakers]
+    return Entry(prompt_id, prompt, tuple(rows), sorts, any(ends))
+
+
+def _mean(run: SeedRun, step: int, prompt_id: str, field: str) -> float | None:
+    rows = run.samples.get(step, {})
+    values = [value for (prompt, _), row in rows.items() if prompt == prompt_id
+              and (value := sample_value(row, field)) is not None]  # fmt: skip
+    return fmean(values) if values else None
 
 
 def _speaker(arm: Arm) -> SeedRun | None:
     return next((run for run in (*arm.at_end, *arm.seeds) if run.samples), None)
 
 
-def _row(speakers: Sequence[tuple[int, Arm, SeedRun]], prompt_id: str, sample: int) -> Row:
-    starts = [_shown(run, 0, prompt_id, sample) for _, _, run in speakers]
-    ends = [_shown(run, max(run.samples), prompt_id, sample) if max(run.samples) else None for _, _, run in speakers]
+def _row(speakers: Sequence[tuple[Arm, SeedRun]], prompt_id: str, sample: int) -> Row:
+    starts = [_shown(run, 0, prompt_id, sample) for _, run in speakers]
+    ends = [_shown(run, max(run.samples), prompt_id, sample) if max(run.samples) else None for _, run in speakers]
     same = starts[0] is not None and all(start == starts[0] for start in starts)
     columns = (
-        Column(arm, style, config_value(run.seed), end, None if same else start)
-        for (style, arm, run), end, start in zip(speakers, ends, starts, strict=True)
+        Column(arm, config_value(run.seed), end, None if same else start)
+        for (arm, run), end, start in zip(speakers, ends, starts, strict=True)
     )
     return Row(sample, starts[0] if same else None, tuple(columns))
 
@@ -106,12 +140,14 @@ def _shown(run: SeedRun, step: int, prompt_id: str, sample: int) -> Shown | None
 
 def _facts(row: Mapping[str, Any]) -> str:
     parts = []
-    for metric, name in ((PROXY, "reward"), (GOLD, "gold")):
-        value = row.get(metric.sample_field)
-        if isinstance(value, int | float):
+    for name, metric in FACTS.items():
+        if (value := sample_value(row, metric.sample_field)) is not None:
             parts.append(f"{name} {number(value, metric.decimals)}")
     tokens = row.get(LENGTH.sample_field)
     parts += [f"{tokens} token{'s' * (tokens != 1)}"] if isinstance(tokens, int) else []
+    parts += [CORRECT[bool(value)]] if (value := sample_value(row, SAMPLED.sample_field)) is not None else []
+    if (value := sample_value(row, WIN.sample_field)) is not None:
+        parts.append("gold as the start's" if value == 0.5 else WINS[value > 0.5])
     parts += ["truncated"] if row.get("finished") is False else []
     return ", ".join(parts)
 

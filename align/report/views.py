@@ -1,0 +1,76 @@
+"""The summary as table cells, for page and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from align.report.findings import Findings
+from align.report.metrics import CHANGES, ENDS, Metric
+from align.report.stats import mean
+from align.report.tables import Summary
+from align.report.text import MISSING, duration, listing, number
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: what it says, below it by how much that changed, and quietly how sure either is."""
+
+    text: str
+    change: str = ""
+    note: str = ""
+    strong: bool = False
+
+
+def columns(found: Findings) -> list[tuple[str, str]]:
+    """(heading, unit or what stands in it) of the summary, without the metrics that no arm logs."""
+    shown = [("seeds", ""), ("steps", "")]
+    for metric in _shown(found.summaries):
+        shown.append((f"{metric.title}{f', {metric.unit}' if metric.unit else ''}", "step 0 → end, change"))
+    shown += [(metric.title.replace(" to the reference", ""), metric.unit) for metric in _ends(found)]
+    return [*shown, ("prompts", ""), ("generated", "tokens"), ("time", "")]
+
+
+def cells(summary: Summary, found: Findings) -> list[Cell]:
+    row = [Cell(summary.seeds), Cell(summary.steps)]
+    for metric in _shown(found.summaries):
+        start, end, change = (part[metric.key] for part in (summary.start, summary.end, summary.change))
+        values = f"{metric.show(mean(start))} → {metric.show(mean(end))}" if start or end else MISSING
+        row.append(Cell(values, change.mean, change.interval, change.decided) if change else Cell(values))
+    for metric in _ends(found):
+        end = summary.end[metric.key]
+        half = end.half_width if end else None
+        row.append(Cell(metric.show(mean(end)), note="" if half is None else f"± {metric.show(half)}"))
+    prompts, tokens, seconds = (summary.counters[name] for name in ("prompts", "gen_tokens", "seconds"))
+    return [*row, Cell(number(prompts, 0)), Cell(number(tokens, 0)), Cell(duration(seconds))]
+
+
+def _shown(summaries: Sequence[Summary]) -> list[Metric]:
+    return [metric for metric in CHANGES if any(summary.end[metric.key] for summary in summaries)]
+
+
+def _ends(found: Findings) -> list[Metric]:
+    return [
+        metric for metric in (found.kl, *ENDS) if any(summary.end[metric.key] for summary in found.summaries)
+    ]
+
+
+def intervals(summaries: Sequence[Summary]) -> list[str]:
+    """What the intervals of the change columns rest on, in sentences."""
+    over: dict[str, list[str]] = {}
+    for summary in summaries:
+        claims = [claim for claim in summary.change.values() if claim]
+        kinds = {(c.difference.by == "prompts", c.difference.seeds) for c in claims if c.difference.low is not None}
+        for by_prompts, seeds in sorted(kinds) or ([(False, 1)] if claims else []):
+            over.setdefault("prompts" if by_prompts else str(seeds), []).append(summary.arm.label)
+    said = {
+        "prompts": "one seed, over its prompts, each prompt's mean at the end against its own at step 0; "
+        "it does not say what another training seed would give",
+        "1": "one seed and no samples at both ends, so no interval",
+    }
+    sentences = []
+    for key, labels in over.items():
+        who = "All arms" if len(labels) == len(summaries) > 1 else listing(labels)
+        seeds = f"over {key} seeds, each seed's end against its own step 0"
+        sentences.append(f"{who}: {said.get(key, seeds)}.")
+    return sentences
