@@ -108,7 +108,7 @@ def _draw(figure: Figure) -> Canvas:
         axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
     for curve in figure.curves:
         _draw_mean(axes, curve)
-        if not figure.crowded:
+        if not figure.crowded and not figure.variants:
             _draw_seeds(axes, curve)
     axes.margins(0.06)
     limits = axes.get_xlim(), axes.get_ylim()

@@ -26,7 +26,7 @@ from align.report.metrics import (
 )
 from align.report.text import one_line
 
-FRONTIER, TRAINING, ANSWERS, COST = "Reward for KL", "During training", "Answers", "Cost"
+FRONTIER, TRAINING, ANSWERS, COST = "Reward for KL", "During training", "Length and diversity", "Cost"
 NAMES = ("frontier-gold", "frontier-proxy", "gap-step", "gold-step", "proxy-step", "accuracy-step", "kl-step",
          "length-step", "length-kl", "logprobs-step", "entropy-step", "distinct2-step", "self-bleu-step",
          "gold-tokens", "proxy-tokens", "accuracy-tokens", "gold-seconds", "proxy-seconds",

@@ -14,7 +14,7 @@ from align.report.claims import Claim, judged
 from align.report.findings import Findings
 from align.report.inference import seed_difference
 from align.report.levels import paths
-from align.report.metrics import LENGTH, TRUNCATED, Metric, primary
+from align.report.metrics import KL_BOUND, LENGTH, TRUNCATED, Metric, kl_of, primary
 from align.report.stats import Estimate, t_interval
 from align.report.text import config_value, listing, number
 
@@ -34,7 +34,7 @@ def glance(found: Findings) -> list[Answer]:
     """The answers that this comparison can give, in the order in which a reader asks."""
     many = len(found.trained) > 1
     answers = [_drift(found) if many else _moved(found), _length(found), _real(found)]
-    answers += [_changed(found)] if len(found.arms) > 1 else []
+    answers += [_changed(found)] if many else []
     return [answer for answer in (*answers, _wrong(found)) if answer.lines]
 
 
@@ -57,9 +57,21 @@ def _drift(found: Findings) -> Answer:
     costs.sort(key=lambda pair: -_mean(pair[1]).mean)
     shown = costs if len(costs) <= MANY else [costs[0], costs[-1]]
     places = listing([f"{arm.label} {_with_interval(_mean(values), found.kl)}" for arm, values in shown])
-    lines = [f"{title.capitalize()} {metric.show(level)}, the highest that {'these' if left else 'all'} arms reach, "
-             f"was first reached at a KL of {places} nats."]  # fmt: skip
-    return Answer(question, (*lines, _furthest(costs, found.kl), *([without] if without else [])), *answer)
+    lines = [f"{title.capitalize()} {metric.show(level)} is the highest that {'these' if left else 'all'} arms reach. "
+             f"KL in nats where each first got there: {places}.", _furthest(costs, found.kl)]  # fmt: skip
+    return Answer(question, (*lines, *_untrained(found, metric, level), *([without] if without else [])), *answer)
+
+
+def _untrained(found: Findings, metric: Metric, level: float) -> list[str]:
+    """Where the baselines get there: what needs no training."""
+    said = []
+    for arm in found.arms:
+        if not arm.trained:
+            own = kl_of(arm, found.kl)
+            there = matched.values_at(matched.swapped(paths(arm, own, metric)), level)
+            at = _with_interval(_mean(there), own) if there else "never"
+            said.append(f"{arm.label} {at}{' (its bound)' if own == KL_BOUND and there else ''}")
+    return [f"Without training, the start model gets there at: {listing(said)}."] if said else []
 
 
 def _furthest(costs: Sequence[tuple[Arm, dict[str, float]]], kl: Metric) -> str:
@@ -132,18 +144,23 @@ def _real(found: Findings) -> Answer:
 
 
 def _changed(found: Findings) -> Answer:
-    arms = found.arms
+    arms = found.trained
     keys = differing([arm.config for arm in arms])
-    everywhere = [key for key in keys if all(key in arm.config for arm in arms)]
-    told = everywhere or keys
+    told = [key for key in keys if all(key in arm.config for arm in arms)]
+    partial = len(keys) - len(told)
+    lines = []
+    if "algo.name" in told:
+        names = dict.fromkeys(config_value(arm.config["algo.name"]) for arm in arms)
+        own = f", with {partial} keys that not all of them have" if partial else ""
+        lines.append(f"The algorithm: {_few([*names])}{own}.")
+        told = [key for key in told if key not in ("algo.name", "algo.kind")]
     if len(arms) > MANY:
-        lines = [f"{_few(told)}, over {len(arms)} arms."]
+        lines += [f"{_few(told)}, over {len(arms)} arms."] if told else []
     else:
-        lines = [f"{key}: {listing([f'{_value(arm, key)} in {arm.label}' for arm in arms])}." for key in told[:KEYS]]
-    more = len(keys) - min(len(told), KEYS)
-    lines += [f"{more} more key{'s differ' if more > 1 else ' differs'}, most of them part of the algorithm."
-              if len(everywhere) < len(keys) else f"{more} more key{'s' * (more > 1)}."] if more > 0 else []  # fmt: skip
-    question = "What changed between these two runs?" if len(arms) == 2 else "What changed between these runs?"
+        lines += [f"{key}: {listing([f'{_value(arm, key)} in {arm.label}' for arm in arms])}." for key in told[:KEYS]]
+        lines += [f"{len(told) - KEYS} more of the keys that all have."] if len(told) > KEYS else []
+    lines += [] if told else ["Nothing else that all of them have."]
+    question = "What changed between these two arms?" if len(arms) == 2 else "What changed between these arms?"
     return Answer(question, tuple(lines), "differences", "what differs")
 
 
@@ -192,7 +209,7 @@ def _sure(claim: Claim | None) -> str:
         return f"{about}, p {claim.shown_p}"
     if low <= 0 <= high:
         return f"{about} includes 0 ({claim.basis})"
-    return f"{about} leaves out 0, but not after correcting for {claim.family} comparisons (p {claim.shown_p})"
+    return f"{about} leaves out 0, but p is {claim.shown_p} once corrected for {claim.family} comparisons"
 
 
 def _mean(values: dict[str, float]) -> Estimate:

@@ -24,15 +24,20 @@ class Metric:
     sample_field: str = ""  # where samples.jsonl has it per completion; "" where it does not
 
     def show(self, value: float | None, *, sign: bool = False) -> str:
+        """With `sign` a difference: of percentages, in percentage points."""
         if value is None:
             return MISSING
-        return f"{number(100 * value, 0, sign=sign)}%" if self.percent else number(value, self.decimals, sign=sign)
+        unit = (" pp" if sign else "%") if self.percent else ""
+        return self._bare(value, sign) + unit
 
     def interval(self, low: float | None, high: float | None, *, sign: bool = True) -> str:
         """[low, high], or nothing where there is none."""
         if low is None or high is None:
             return ""
-        return f"[{self.show(low, sign=sign)}, {self.show(high, sign=sign)}]"
+        return f"[{self._bare(low, sign)}, {self._bare(high, sign)}]"
+
+    def _bare(self, value: float, sign: bool) -> str:
+        return number(100 * value, 1, sign=sign) if self.percent else number(value, self.decimals, sign=sign)
 
     @property
     def axis(self) -> str:

@@ -82,12 +82,16 @@ def _missing(arms: Sequence[Arm]) -> list[str]:
 def title(arms: Sequence[Arm]) -> str:
     if len(arms) == 1:
         return str(arms[0].seeds[0].record.meta.get("name") or arms[0].label)
-    return listing([arm.label for arm in arms]) if len(arms) <= 4 else f"{len(arms)} arms"
+    named = [arm for arm in arms if arm.trained] or arms
+    return listing([arm.label for arm in named]) if len(named) <= 4 else f"{len(named)} arms"
 
 
 def _subtitle(arms: Sequence[Arm]) -> str:
-    runs = sum(len(arm.seeds) for arm in arms)
-    parts = [f"{len(arms)} arms, {runs} runs" if len(arms) > 1 else f"{runs} run{'s' * (runs > 1)}"]
+    runs, baselines = sum(len(arm.seeds) for arm in arms), sum(not arm.trained for arm in arms)
+    trained = len(arms) - baselines
+    parts = [f"{trained} arm{'s' * (trained > 1)}"] if len(arms) > 1 and trained else []
+    parts += [f"{baselines} untrained baseline{'s' * (baselines > 1)}"] if baselines else []
+    parts += [f"{runs} run{'s' * (runs > 1)}"]
     for key in ("model.name", "data.name"):
         values = list(dict.fromkeys(config_value(arm.config[key]) for arm in arms if key in arm.config))
         parts += [f"{key.split('.')[0]} {values[0]}"] if len(values) == 1 else []
