@@ -22,7 +22,7 @@ SCIENCE = ("algo.name", "algo.kind", "model.name", "data.name", "reward.formula"
            "sampling.", "steps", "probe.")  # fmt: skip
 CIRCUMSTANCES = ("algo.micro_batch", "algo.critic.micro_batch", "sampling.rows", "guard.", "device", "dtype")
 ABSENT = object()  # what `differing` compares a missing key as: not the same as null
-LABEL_PARTS = 3
+LABEL_PARTS = 2  # more only where arms would share a name
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Call each arm what sets it apart.
 
     Group names that differ come first (`algo.name`, `model.name`); then `key=value` for every key in which the arm
-    differs from arms of the same names. The many keys that differ only because another algorithm has other keys are
-    for the table of differences.
+    differs from arms of the same names, without the `algo.` that most of them begin with. The many keys that differ
+    only because another algorithm has other keys are for the table of differences.
     """
     if len(configs) == 1:
         return [one_line(str(configs[0].get("algo.name", "run")))]
@@ -136,10 +136,14 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         peers = [other for other in configs if [other.get(name) for name in names] == named]
         words = [config_value(config[name]) for name in names if name in config]
         for key in differing(peers):
-            words.append(f"{key}={config_value(config[key])}" if key in config else f"no {key}")
+            name = key.removeprefix("algo.")
+            words.append(f"{name}={config_value(config[key])}" if key in config else f"no {name}")
         parts.append(words)
-    short = [_join(words, LABEL_PARTS) for words in parts]
-    return short if len(set(short)) == len(short) else [_join(words, len(words)) for words in parts]
+    for limit in range(LABEL_PARTS, max(map(len, parts)) + 1):
+        short = [_join(words, limit) for words in parts]
+        if len(set(short)) == len(short):
+            return short
+    return [_join(words, len(words)) for words in parts]
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -83,9 +83,10 @@ def _furthest(costs: Sequence[tuple[Arm, dict[str, float]]], kl: Metric) -> str:
         return f"{first.label} drifted furthest" + (f" ({_sure(claims[0])})." if len(others) == 1 else ", of all of them.")
     if decided:
         return f"{first.label} drifted further than {_few(decided)}; against the others it is not shown."
-    nearest = claims[len(others) - 1]
-    why = f": {first.label} less {others[-1][0].label} is {_sure(nearest)}" if nearest else ""
-    return f"Which drifted furthest is not shown{why}."
+    widest = claims[len(others) - 1]
+    if widest is None or widest.difference.low is None:
+        return f"Whether {first.label} really drifted furthest cannot be said from one seed."
+    return f"Which drifted furthest is not shown: {first.label} less {others[-1][0].label} is {_sure(widest)}."
 
 
 def _moved(found: Findings) -> Answer:
@@ -122,7 +123,7 @@ def _cut(truncated: Estimate | None) -> str:
     """A mean that the limit bounds says less."""
     if truncated is None or truncated.mean < 0.05:
         return ""
-    return f"; {TRUNCATED.show(truncated.mean)} of the answers are cut off at the limit, which bounds this mean"
+    return f"; {TRUNCATED.show(truncated.mean)} are cut off at the limit, which bounds this mean"
 
 
 def _real(found: Findings) -> Answer:
@@ -139,7 +140,8 @@ def _real(found: Findings) -> Answer:
              for pair, claim in claims]  # fmt: skip
     every = [row.claim for pair in found.pairs for row in pair.rows]
     shown = sum(claim.decided for claim in every)
-    lines += [f"{shown} of all {len(every)} differences at the end hold after Holm's correction."] if every else []
+    lines += [f"Of {len(every)} differences between arms at the end, {shown} hold{'s' * (shown == 1)} after Holm's "
+              "correction."] if every else []  # fmt: skip
     return Answer("Is that difference real?", tuple(lines), "pairs", "arm against arm")
 
 
@@ -154,18 +156,13 @@ def _changed(found: Findings) -> Answer:
         own = f", with {partial} keys that not all of them have" if partial else ""
         lines.append(f"The algorithm: {_few([*names])}{own}.")
         told = [key for key in told if key not in ("algo.name", "algo.kind")]
-    if len(arms) > MANY:
-        lines += [f"{_few(told)}, over {len(arms)} arms."] if told else []
-    else:
-        lines += [f"{key}: {listing([f'{_value(arm, key)} in {arm.label}' for arm in arms])}." for key in told[:KEYS]]
-        lines += [f"{len(told) - KEYS} more of the keys that all have."] if len(told) > KEYS else []
-    lines += [] if told else ["Nothing else that all of them have."]
+    for key in told[:KEYS]:
+        values = dict.fromkeys(config_value(arm.config[key]) for arm in arms)
+        lines.append(f"{key}: {' → '.join(values) if len(arms) == 2 else _few([*values])}.")
+    lines += [f"{len(told) - KEYS} more of the keys that all have."] if len(told) > KEYS else []
+    lines += [] if told else ["Every key that all of them have is the same."]
     question = "What changed between these two arms?" if len(arms) == 2 else "What changed between these arms?"
     return Answer(question, tuple(lines), "differences", "what differs")
-
-
-def _value(arm: Arm, key: str) -> str:
-    return config_value(arm.config[key]) if key in arm.config else "absent"
 
 
 def _wrong(found: Findings) -> Answer:
@@ -193,9 +190,9 @@ def _change(claim: Claim, words: dict[str, str] | None = None) -> str:
     assert low is not None and high is not None
     size, edges = abs(claim.difference.mean), sorted((abs(low), abs(high)))
     unit = f" {claim.metric.unit}" if claim.metric.unit else ""
-    one = " on these prompts, which says nothing about other seeds" if claim.by_prompts else ""
+    one = "; another seed may differ" if claim.by_prompts else ""
     interval = claim.metric.interval(*edges, sign=False)
-    return f"{said} {claim.metric.show(size)} {interval}{unit} ({claim.basis}){one}"
+    return f"{said} {claim.metric.show(size)} {interval}{unit} ({claim.basis}{one})"
 
 
 def _sure(claim: Claim | None) -> str:

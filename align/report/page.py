@@ -22,6 +22,7 @@ from align.report.samples import SORTS, browser
 from align.report.text import MISSING, config_value, listing, visible
 
 HERE = Path(__file__).parent
+TITLE_CHARACTERS = 80
 THEMED = {figures.INK: "currentColor", figures.QUIET: "var(--quiet)"}
 
 
@@ -83,7 +84,8 @@ def title(arms: Sequence[Arm]) -> str:
     if len(arms) == 1:
         return str(arms[0].seeds[0].record.meta.get("name") or arms[0].label)
     named = [arm for arm in arms if arm.trained] or arms
-    return listing([arm.label for arm in named]) if len(named) <= 4 else f"{len(named)} arms"
+    names = listing([arm.label for arm in named])
+    return names if len(names) <= TITLE_CHARACTERS else f"{len(named)} arms"
 
 
 def _subtitle(arms: Sequence[Arm]) -> str:

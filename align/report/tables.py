@@ -45,13 +45,13 @@ class Summary:
 
     @property
     def steps(self) -> str:
-        """ "20", or "10 of 20" where fewer steps were probed than the config asks for."""
+        """ "20 steps", or "10 of 20 steps" where fewer were probed than the config asks for; of a baseline, n or T."""
         end, planned = self.arm.end, self.arm.config.get("steps")
         if end is None:
             return MISSING
         if not self.arm.trained:
             return f"{self.arm.setting(self.arm.steps[0])} → {self.arm.setting(end)}"
-        return str(end) if planned in (end, None) else f"{end} of {config_value(planned)}"
+        return f"{end if planned in (end, None) else f'{end} of {config_value(planned)}'} steps"
 
     @property
     def state(self) -> str:
@@ -127,7 +127,7 @@ def terminal_table(summaries: Sequence[Summary], kl: Metric) -> Table:
     for metric in shown:
         table.add_column(Text(f"{metric.key}\nchange ±95%"), justify="right")
     for summary in summaries:
-        about = f"{summary.seeds} seed{'s' * (summary.seeds != '1')}, {summary.steps} steps"
+        about = f"{summary.seeds} seed{'s' * (summary.seeds != '1')}, {summary.steps}"
         arm = Text.assemble(summary.arm.label, "\n", (about, "dim"))
         end = summary.end[kl.key]
         table.add_row(arm, kl.show(mean(end)), *(_terminal_cell(summary, metric) for metric in shown))

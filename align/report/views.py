@@ -24,15 +24,15 @@ class Cell:
 
 def columns(found: Findings) -> list[tuple[str, str]]:
     """(heading, unit or what stands in it) of the summary, without the metrics that no arm logs."""
-    shown = [("seeds", ""), ("steps", "")]
+    shown = [("seeds", "steps")]
     for metric in _shown(found.summaries):
         shown.append((f"{metric.title}{f', {metric.unit}' if metric.unit else ''}", "step 0 → end, change"))
     shown += [(metric.title.replace(" to the reference", ""), metric.unit) for metric in _ends(found)]
-    return [*shown, ("prompts", ""), ("generated", "tokens"), ("time", "")]
+    return [*shown, ("time", "prompts, tokens generated")]
 
 
 def cells(summary: Summary, found: Findings) -> list[Cell]:
-    row = [Cell(summary.seeds), Cell(summary.steps)]
+    row = [Cell(summary.seeds, note=summary.steps)]
     for metric in _shown(found.summaries):
         start, end, change = (part[metric.key] for part in (summary.start, summary.end, summary.change))
         values = f"{metric.show(mean(start))} → {metric.show(mean(end))}" if start or end else MISSING
@@ -42,7 +42,7 @@ def cells(summary: Summary, found: Findings) -> list[Cell]:
         half = end.half_width if end else None
         row.append(Cell(metric.show(mean(end)), note="" if half is None else f"± {metric.show(half)}"))
     prompts, tokens, seconds = (summary.counters[name] for name in ("prompts", "gen_tokens", "seconds"))
-    return [*row, Cell(number(prompts, 0)), Cell(number(tokens, 0)), Cell(duration(seconds))]
+    return [*row, Cell(duration(seconds), note=f"{number(prompts, 0)}, {number(tokens, 0)}")]
 
 
 def _shown(summaries: Sequence[Summary]) -> list[Metric]:
