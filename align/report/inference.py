@@ -5,9 +5,8 @@ have given other numbers. The layout is crossed: all seeds answer the same promp
 
     d[s, x] = mu + seed_s + prompt_x + rest_sx        Var(mean) = seed^2 / S + prompt^2 / X + rest^2 / (S X)
 
-Student's t over the seeds' means sees the first and the last term and knows how little S = 3 says; it takes the prompts
-as given. The bootstrap sees all three and takes the spread of S seeds at face value: too narrow where S is small. The
-wider of the two decides. What each of them covers alone is measured by scripts/coverage.py (docs/log.md, 22 Nov).
+Student's t over the seeds' means sees the first and last term; it takes the prompts as given. The bootstrap sees all
+three. The wider of the two decides. What each covers is measured by scripts/coverage.py (docs/log.md, 22 Nov).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 Values = Mapping[str, Mapping[str, float]]  # seed -> prompt id -> mean over the completions of one arm to that prompt
 Array = NDArray[np.float64]
@@ -50,7 +49,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class _Interval:
+class Interval:
     low: float
     high: float
     p: float
@@ -80,9 +79,9 @@ def difference(a: Values, b: Values, *, level: float = LEVEL) -> Difference | No
     seeds, mean = min(len(left), len(right)), float(left.mean() - right.mean())
     if seeds == 1:
         per_prompt = sum(part.mean(0) for part in layout)
-        found = [_t([per_prompt], level, "prompts")] if len(prompts) > 1 else []
+        found = [student([per_prompt], level, "prompts")] if len(prompts) > 1 else []
         return _decide(Difference(mean, None, None, None, 1, len(prompts), paired, "prompts"), found, level)
-    found = [_t([part.mean(1) for part in layout], level, "seeds"), _bootstrap(layout, level)]
+    found = [student([part.mean(1) for part in layout], level, "seeds"), bootstrap(layout, level)]
     return _decide(Difference(mean, None, None, None, seeds, len(prompts), paired, "seeds"), found, level)
 
 
@@ -94,8 +93,53 @@ def seed_difference(a: Mapping[str, float], b: Mapping[str, float], *, level: fl
         return None
     left, right = np.array([a[seed] for seed in seeds_a]), np.array([b[seed] for seed in seeds_b])
     seeds, mean = min(len(left), len(right)), float(left.mean() - right.mean())
-    found = [_t([left - right] if paired else [left, -right], level, "seeds")] if seeds > 1 else []
+    found = [student([left - right] if paired else [left, -right], level, "seeds")] if seeds > 1 else []
     return _decide(Difference(mean, None, None, None, seeds, 0, paired, "seeds"), found, level)
+
+
+def student(samples: Sequence[Array], level: float, by: str) -> Interval:
+    """Student's t for a sum of means: of one sample of paired differences, or of two unpaired ones (Welch 1947).
+
+    mean ± t((1 + level) / 2, df) sqrt(sum s_i^2 / n_i),   df as in `_welch`: n - 1 for one sample
+    """
+    mean = float(sum(sample.mean() for sample in samples))
+    error, df = _welch(samples)
+    if error == 0:
+        return Interval(mean, mean, 0.0 if mean else 1.0, by)
+    half = float(stdtrit(df, (1 + level) / 2)) * error
+    return Interval(mean - half, mean + half, float(2 * stdtr(df, -abs(mean) / error)), by)
+
+
+def bootstrap(layout: Sequence[Array], level: float) -> Interval:
+    """Percentile interval of the hierarchical bootstrap: seeds with replacement, then prompts, once for all seeds.
+
+    layout [S, X] each: the paired differences, or one arm and the other's negative, whose seeds are drawn on their own.
+
+        replicate = mean + sum_s w_s k (d[s, .] - mean) + c sum_x w_x k' (d[., x] - mean),   w multinomial over n, by n
+
+    Prompts are drawn once for all seeds. Drawn anew within each seed, as if nested, their variance would be divided by
+    S, though the seeds share them. Rows and columns of d drawn as they are count the rest three times (Owen 2007,
+    doi:10.1214/07-AOAS122): in seed means, in prompt means, in cells. Here the seed means carry it, once, and c shrinks
+    the prompt means to the spread that is the prompts' own (`_shrinkage`).
+
+    k = sqrt(n / (n - 1)) t(df) / z widens a percentile interval of few units to what the t interval would be for normal
+    ones (the expanded percentile interval of Hesterberg 2015, doi:10.1080/00031305.2015.1089789). Without it, not even
+    the wider interval holds what it promises where seeds and prompts matter alike.
+
+    p = 2 min(P(replicate <= 0), P(replicate >= 0)), with one added to counts: never below 2 / (REPLICATES + 1).
+    """
+    prompts = sum(part.mean(0) for part in layout)
+    seed_means, mean = [part.mean(1) for part in layout], float(prompts.mean())
+    df = _welch(seed_means)[1]
+    total = mean + _drawn(prompts, len(prompts) - 1, len(layout), level) * _shrinkage(layout)
+    for stream, means in enumerate(seed_means):
+        total = total + _drawn(means, df, stream, level)
+    replicates = np.sort(total)
+    edge = round(REPLICATES * (1 - level) / 2) - 1
+    beyond = min(np.count_nonzero(replicates <= 0), np.count_nonzero(replicates >= 0))
+    # With 4,000 replicates: 0 is below the 100th smallest iff at most 99 are <= 0 iff p <= 200 / 4001 < 0.05.
+    p = min(1.0, 2 * (beyond + 1) / (REPLICATES + 1))
+    return Interval(float(replicates[edge]), float(replicates[-1 - edge]), p, "bootstrap")
 
 
 def holm(p_values: Mapping[K, float | None]) -> dict[K, float | None]:
@@ -114,60 +158,41 @@ def holm(p_values: Mapping[K, float | None]) -> dict[K, float | None]:
     return adjusted
 
 
-def _t(samples: Sequence[Array], level: float, by: str) -> _Interval:
-    """Student's t for a sum of means: of one sample of paired differences, or of two unpaired ones (Welch 1947).
+def _welch(samples: Sequence[Array]) -> tuple[float, float]:
+    """Standard error of a sum of means and its degrees of freedom; a spread that is only rounding is none.
 
-        v_i = s_i^2 / n_i,   mean ± t(1 - alpha / 2, df) sqrt(sum v_i),   df = (sum v_i)^2 / sum(v_i^2 / (n_i - 1))
-
-    With one sample this is the plain t with n - 1 degrees of freedom.
+    v_i = s_i^2 / n_i,   error = sqrt(sum v_i),   df = (sum v_i)^2 / sum(v_i^2 / (n_i - 1))
     """
-    mean = float(sum(sample.mean() for sample in samples))
-    variances = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
-    error = math.sqrt(variances.sum())
+    v = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
+    error = math.sqrt(v.sum())
     if error <= ROUNDING * max(np.abs(sample).max() for sample in samples):
-        return _Interval(mean, mean, 0.0 if mean else 1.0, by)
-    df = variances.sum() ** 2 / sum(v**2 / (len(sample) - 1) for v, sample in zip(variances, samples, strict=True))
-    half = float(stdtrit(df, (1 + level) / 2)) * error
-    return _Interval(mean - half, mean + half, float(2 * stdtr(df, -abs(mean) / error)), by)
+        return 0.0, math.inf
+    return error, float(v.sum() ** 2 / sum(v_i**2 / (len(x) - 1) for v_i, x in zip(v, samples, strict=True)))
 
 
-def _bootstrap(layout: Sequence[Array], level: float) -> _Interval:
-    """Percentile interval of the hierarchical bootstrap: seeds with replacement, then prompts, drawn once for all seeds.
-
-    Drawing prompts anew within each seed would treat them as nested and divide their variance by S, though the seeds
-    share them and it does not shrink with S. Resampling rows and columns of d as they are counts the rest three times
-    (Owen 2007, doi:10.1214/07-AOAS122): seed means carry rest^2 / X, prompt means rest^2 / S, each of them in full. So
-    prompt means are first shrunk to the variance that is theirs (as Carpenter, Goldstein & Rasbash 2003, J. R. Stat. Soc. C 52, 431), and the seed
-    means carry the rest, once:
-
-        replicate = sum_s w_s d[s, .] + c sum_x w_x (d[., x] - d[., .]),   w multinomial over S or X, divided by it
-        c^2 = max(0, 1 - rest^2 / S / Var(d[., x]))
-
-    layout [S, X] each: the paired differences, or one arm and the other's negative, whose seeds are drawn on their own.
-    p = 2 min(P(replicate <= 0), P(replicate >= 0)), with one added to either count.
-    """
-    prompts = sum(part.mean(0) for part in layout)
-    total = sum(_weights(len(part), stream) @ part.mean(1) for stream, part in enumerate(layout))
-    total = total + _weights(len(prompts), len(layout)) @ ((prompts - prompts.mean()) * _shrinkage(layout))
-    replicates = np.sort(total)
-    edge = round(REPLICATES * (1 - level) / 2) - 1
-    beyond = min(np.count_nonzero(replicates <= 0), np.count_nonzero(replicates >= 0))
-    # With 4,000 replicates: 0 is below the 100th smallest iff at most 99 are <= 0 iff p <= 200 / 4001 < 0.05.
-    p = min(1.0, 2 * (beyond + 1) / (REPLICATES + 1))
-    return _Interval(float(replicates[edge]), float(replicates[-1 - edge]), p, "bootstrap")
+def _drawn(values: Array, df: float, stream: int, level: float) -> Array:
+    """[REPLICATES] deviations of resampled means from the mean, widened by k of `bootstrap`."""
+    n = len(values)
+    if n == 1:
+        return np.zeros(REPLICATES)
+    t_over_z = float(stdtrit(df, (1 + level) / 2) / ndtri((1 + level) / 2)) if math.isfinite(df) else 1.0
+    return _weights(n, stream) @ (values - values.mean()) * (math.sqrt(n / (n - 1)) * t_over_z)
 
 
 def _shrinkage(layout: Sequence[Array]) -> float:
-    """sqrt of the share of the variance of prompt means that is the prompts' own, by the two-way analysis of variance."""
+    """What of the prompt means' spread is the prompts' own, by the two-way analysis of variance.
+
+        c^2 = max(0, 1 - sum_i rest_i^2 / S_i / Var(d[., x])),   rest^2 = residuals' sum of squares / ((S - 1) (X - 1))
+
+    After Carpenter, Goldstein & Rasbash 2003 (J. R. Stat. Soc. C 52, 431), who rescale residuals before resampling.
+    """
     prompts = sum(part.mean(0) for part in layout)
-    if len(prompts) < 2:
-        return 0.0
+    variance = float(prompts.var(ddof=1)) if len(prompts) > 1 else 0.0
     rest = 0.0
     for part in layout:
         S, X = part.shape
         residuals = part - part.mean(0) - part.mean(1, keepdims=True) + part.mean()
-        rest += float((residuals**2).sum()) / ((S - 1) * (X - 1)) / S
-    variance = float(prompts.var(ddof=1))
+        rest += float((residuals**2).sum()) / max(1, (S - 1) * (X - 1)) / S
     return math.sqrt(max(0.0, 1 - rest / variance)) if variance > 0 else 0.0
 
 
@@ -178,7 +203,7 @@ def _weights(units: int, stream: int) -> Array:
     return counts / units
 
 
-def _decide(bare: Difference, found: Sequence[_Interval], level: float) -> Difference:
+def _decide(bare: Difference, found: Sequence[Interval], level: float) -> Difference:
     """With the wider interval; of the p-values the larger where both lie on one side of 1 - level, else its own."""
     widest = max(found, key=lambda interval: interval.width, default=None)
     if widest is None or (bare.mean != 0 and widest.width <= ROUNDING * abs(bare.mean)):
