@@ -179,8 +179,8 @@ def _progress(run: SeedRun) -> int:
 
 
 def _join(words: Sequence[str], limit: int) -> str:
-    more = [f"+{len(words) - limit} more"] if len(words) > limit else []
-    return ", ".join([*words[:limit], *more]) or "run"
+    more = f" (+{len(words) - limit} more)" if len(words) > limit else ""
+    return (", ".join(words[:limit]) + more) or "run"
 
 
 def _load(path: Path) -> SeedRun:

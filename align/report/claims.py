@@ -32,8 +32,9 @@ class Claim:
     @property
     def decided(self) -> bool:
         low, high = self.difference.low, self.difference.high
-        excludes = low is not None and high is not None and (low > 0 or high < 0)
-        return self.p is not None and self.p < ALPHA and excludes
+        if low is None or high is None or self.p is None:
+            return False
+        return bool(self.p < ALPHA and (low > 0 or high < 0))
 
     @property
     def word(self) -> str:

@@ -94,7 +94,7 @@ def _svg(figure: Figure, png: Path | None) -> str:
         canvas.set_layout_engine("none")  # what it found stands: laying out again would cost as much as drawing
         if png:
             canvas.savefig(png, dpi=200, facecolor=PAPER)
-    return _with_hover(buffer.getvalue(), figure)
+    return _with_hover(_rounded(buffer.getvalue()), figure)
 
 
 def _draw(figure: Figure) -> Canvas:
@@ -136,11 +136,12 @@ def _draw_mean(axes: Axes, curve: Curve) -> None:
     shape |= {"markeredgewidth": 0.7}
     if curve.variant:
         shape |= {"markerfacecolor": PAPER, "markeredgecolor": own.colour, "markersize": 4.5}
-    label = None if curve.variant else _short(curve.label)
-    dashes = SECOND if curve.variant else own.dashes
-    axes.plot(xs, ys, **shape, linestyle=dashes, linewidth=1.1 if curve.style < 0 else 1.5, label=label, zorder=3)
-    # Drawn once more as markers alone, under a name by which `_with_hover` finds them.
+    line = {"linestyle": SECOND if curve.variant else own.dashes, "linewidth": 1.1 if curve.style < 0 else 1.5}
+    axes.plot(xs, ys, color=own.colour, **line, zorder=3)
+    # The markers have a name of their own, by which `_with_hover` finds them.
     axes.plot(xs, ys, **shape, linestyle="none", gid=_points_id(curve), zorder=4)
+    if not curve.variant:
+        axes.plot([], [], **shape, **line, label=_short(curve.label))
     for point in curve.points:
         if point.tag:
             place = {"xytext": (4, -8), "textcoords": "offset points"}
@@ -192,6 +193,12 @@ def _short(label: str) -> str:
 
 def _points_id(curve: Curve) -> str:
     return f"points-{curve.style}-{curve.variant}"
+
+
+def _rounded(svg: str) -> str:
+    """Coordinates to a hundredth of a point; texts stay as they are. A third of the size with many arms."""
+    places = re.compile(r"(\.\d\d)\d+")
+    return re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda attribute: places.sub(r"\1", attribute[0]), svg)
 
 
 def _with_hover(svg: str, figure: Figure) -> str:

@@ -175,6 +175,11 @@ def _wrong(found: Findings) -> Answer:
         lines += ["No alarm fired. That is no proof that all is well."] if silent else []
     elif silent:
         lines += [f"No alarm fired in {_few(silent)}. That is no proof that all is well."]
+    noted = [fired for fired in found.fired if not fired.alarm]
+    if noted:
+        first = min(noted, key=lambda fired: fired.step)
+        kinds = listing(list(dict.fromkeys(fired.kind for fired in noted)))
+        lines += [f"The runs themselves noted {kinds}, first at step {first.step} in {first.arm.label}."]
     failed = [f"{arm.label} seed {config_value(run.seed)}" for arm in found.trained for run in arm.seeds
               if run.record.state == "failed"]  # fmt: skip
     lines += [f"Failed: {_few(failed)}."] if failed else []

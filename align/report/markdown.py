@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from align.report import views
 from align.report.findings import Findings
 from align.report.glance import glance
-from align.report.levels import Level, Matched, Row
+from align.report.levels import Matched, Row
 from align.report.page import differences, title
 from align.report.text import MISSING, one_line
 
@@ -28,7 +28,8 @@ def to_markdown(found: Findings) -> str:
     parts += ["## Summary", _summary(found)]
     parts += ["## Arm against arm", _pairs(found)] if found.pairs else []
     for table in found.matched:
-        parts += [f"## At the same {escape(table.axis.title)}", _matched(table)]
+        against = f"After the semicolon: difference from {table.levels[0].against}."
+        parts += [f"## At the same {escape(table.axis.title)}", _matched(table), escape(against)]
     parts += ["## What differs", *_differences(found)] if len(found.arms) > 1 else []
     parts += ["## Diagnostics", _diagnostics(found)]
     return "\n\n".join(parts) + "\n"
@@ -65,11 +66,11 @@ def _pairs(found: Findings) -> str:
 
 def _matched(table: Matched) -> str:
     head = ["level", "arm", *(metric.title for metric in table.metrics)]
-    rows = [[level.says, row.arm.label, *_at(table, level, row)] for level in table.levels for row in level.rows]
+    rows = [[level.says, row.arm.label, *_at(table, row)] for level in table.levels for row in level.rows]
     return _table(head, rows)
 
 
-def _at(table: Matched, level: Level, row: Row) -> list[str]:
+def _at(table: Matched, row: Row) -> list[str]:
     cells = []
     for metric in table.metrics:
         cell = row.cells[metric.key]
@@ -78,9 +79,8 @@ def _at(table: Matched, level: Level, row: Row) -> list[str]:
             continue
         shown = f"{metric.show(cell.value.mean)} {metric.interval(cell.value.low, cell.value.high, sign=False)}"
         claim = cell.claim
-        than = f"; {claim.word} than {level.against}" if claim and claim.decided else ""
-        less = f"; {claim.word} against {level.against}" if claim and not claim.decided else ""
-        cells.append(f"{shown.strip()}{f', {claim.mean} {claim.interval}'.rstrip() if claim else ''}{than or less}")
+        less = f"; {' '.join(filter(None, (claim.mean, claim.interval)))} {claim.verdict}" if claim else ""
+        cells.append(shown.strip() + less)
     return cells
 
 
