@@ -81,6 +81,4 @@ def judged(family: Mapping[K, tuple[Metric, Difference | None]]) -> dict[K, Clai
     """Every difference of a table with Holm's p over all that have one. None stays None."""
     adjusted = holm({key: d and d.p for key, (_, d) in family.items()})
     tested = sum(p is not None for p in adjusted.values())
-    return {
-        key: None if d is None else Claim(metric, d, adjusted[key], tested) for key, (metric, d) in family.items()
-    }
+    return {key: None if d is None else Claim(metric, d, adjusted[key], tested) for key, (metric, d) in family.items()}

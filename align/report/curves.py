@@ -133,6 +133,4 @@ def _pair(arm: Arm, run: SeedRun, step: int, x: Axis, y: Axis) -> tuple[float, f
 
 
 def _seed_line(arm: Arm, run: SeedRun, x: Axis, y: Axis) -> tuple[tuple[float, float], ...]:
-    return tuple(
-        pair for step in _order(arm) if step in run.probes and (pair := _pair(arm, run, step, x, y))
-    )
+    return tuple(pair for step in _order(arm) if step in run.probes and (pair := _pair(arm, run, step, x, y)))

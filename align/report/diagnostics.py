@@ -39,7 +39,9 @@ def marks(fired: Sequence[Fired]) -> list[Mark]:
     places: dict[tuple[int, int], list[str]] = {}
     for each in fired:
         if each.alarm:
-            places.setdefault((each.step, each.arm.style), []).append(f"{each.arm.label}, step {each.step}: {each.what}")
+            places.setdefault((each.step, each.arm.style), []).append(
+                f"{each.arm.label}, step {each.step}: {each.what}"
+            )
     return [Mark(step, style, "\n".join(lines)) for (step, style), lines in places.items()]
 
 

@@ -225,7 +225,12 @@ def _for_page(svg: str, figure: Figure) -> str:
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.S)
     svg = re.sub(r'\bid="', f'id="{figure.name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{figure.name}-", svg)
-    for token, themed in ((INK, "currentColor"), (QUIET, "var(--quiet)"), (RULE, "var(--rule)"), (PAPER, "var(--paper)")):
+    for token, themed in (
+        (INK, "currentColor"),
+        (QUIET, "var(--quiet)"),
+        (RULE, "var(--rule)"),
+        (PAPER, "var(--paper)"),
+    ):
         svg = svg.replace(token, themed)
     label = html.escape(one_line(f"{figure.title}. {figure.caption}"))
     return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{label}">', svg, count=1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import pstdev
 
 from align.report.arms import Arm, SeedRun
-from align.report.curves import CROWDED, Axis, Curve, Figure, Mark, curves, of
+from align.report.curves import CROWDED, Axis, Curve, Figure, Mark, Of, curves, of
 from align.report.metrics import (
     CHOSEN,
     DISTINCT2,
@@ -83,9 +83,7 @@ def _length_for_kl(arms: Sequence[Arm], kl: Metric) -> Figure:
     return Figure("length-kl", ANSWERS, "Length against KL", caption, kl.axis, LENGTH.axis, found)
 
 
-def _by_step(
-    arms: Sequence[Arm], metric: Metric, name: str, marks: Sequence[Mark], group: str = TRAINING
-) -> Figure:
+def _by_step(arms: Sequence[Arm], metric: Metric, name: str, marks: Sequence[Mark], group: str = TRAINING) -> Figure:
     what = _capital(metric)
     caption = f"{what} on the held-out probe prompts at each probed step."
     label = _proxy_label(arms) if metric is PROXY else metric.axis
@@ -108,7 +106,7 @@ def _gap(arms: Sequence[Arm], marks: Sequence[Mark]) -> Figure:
     )  # fmt: skip
 
 
-def _standardised(metric: Metric):  # type: ignore[no-untyped-def]
+def _standardised(metric: Metric) -> Of:
     def value(_: Arm, run: SeedRun, step: int) -> float | None:
         start, now, spread = run.value(0, metric.key), run.value(step, metric.key), _spread(run, metric)
         return None if start is None or now is None or not spread else (now - start) / spread
@@ -144,7 +142,9 @@ def _two(arms: Sequence[Arm], first: Axis, second: Axis) -> tuple[Curve, ...]:
 
 def _cost(arms: Sequence[Arm], cost: Metric, what: str) -> Figure:
     """The first of gold, accuracy and proxy that some arm has, against what was spent."""
-    spent = [arm for arm in arms if any((run.value(step, cost.key) or 0) > 0 for run in arm.seeds for step in run.probes)]
+    spent = [
+        arm for arm in arms if any((run.value(step, cost.key) or 0) > 0 for run in arm.seeds for step in run.probes)
+    ]
     candidates = ((GOLD, "gold"), (SAMPLED, "accuracy"), (PROXY, "proxy"))
     metric, name = next((pair for pair in candidates if any(arm.logs(pair[0].key) for arm in arms)), candidates[0])
     silent = len(spent) < len(arms)

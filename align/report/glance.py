@@ -16,6 +16,7 @@ from align.report.inference import seed_difference
 from align.report.levels import paths
 from align.report.metrics import KL_BOUND, LENGTH, TRUNCATED, Metric, kl_of, primary
 from align.report.stats import Estimate, t_interval
+from align.report.tables import Summary
 from align.report.text import config_value, listing, number
 
 MANY = 6  # with more arms than this an answer names extremes only
@@ -52,7 +53,9 @@ def _drift(found: Findings) -> Answer:
     without = f"{_few(left)} never rose above the start in every seed." if left else ""
     level = max(matched.levels([own for _, own in risen]), default=None) if len(risen) > 1 else None
     if level is None:
-        return Answer(question, (f"Cannot be said: fewer than two arms raised the {title}. {without}".strip(),), *answer)
+        return Answer(
+            question, (f"Cannot be said: fewer than two arms raised the {title}. {without}".strip(),), *answer
+        )
     costs = [(arm, matched.values_at(own, level)) for arm, own in risen]
     costs.sort(key=lambda pair: -_mean(pair[1]).mean)
     shown = costs if len(costs) <= MANY else [costs[0], costs[-1]]
@@ -80,7 +83,9 @@ def _furthest(costs: Sequence[tuple[Arm, dict[str, float]]], kl: Metric) -> str:
     claims = judged({n: (kl, seed_difference(own, values)) for n, (_, values) in enumerate(others)})
     decided = [arm.label for n, (arm, _) in enumerate(others) if (claim := claims[n]) and claim.decided]
     if len(decided) == len(others):
-        return f"{first.label} drifted furthest" + (f" ({_sure(claims[0])})." if len(others) == 1 else ", of all of them.")
+        return f"{first.label} drifted furthest" + (
+            f" ({_sure(claims[0])})." if len(others) == 1 else ", of all of them."
+        )
     if decided:
         return f"{first.label} drifted further than {_few(decided)}; against the others it is not shown."
     widest = claims[len(others) - 1]
@@ -90,14 +95,12 @@ def _furthest(costs: Sequence[tuple[Arm, dict[str, float]]], kl: Metric) -> str:
 
 
 def _moved(found: Findings) -> Answer:
-    (arm, summary), metric = next(iter(_trained(found)), (None, None)), None
-    if arm is None or summary is None:
-        return Answer("How far did it move?", (), "", "")
-    metric = primary([arm])
-    end = summary.end[found.kl.key]
-    lines = [f"{_with_interval(end, found.kl)} nats from the start at step {arm.end}."] if end else []
-    claim = summary.change.get(metric.key) if metric else None
-    lines += [f"{metric.title.capitalize()}: {_change(claim)}."] if metric and claim else []
+    lines = []
+    for arm, summary in _trained(found):
+        end, metric = summary.end[found.kl.key], primary([arm])
+        claim = summary.change.get(metric.key) if metric else None
+        lines += [f"{_with_interval(end, found.kl)} nats from the start at step {arm.end}."] if end else []
+        lines += [f"{claim.metric.title.capitalize()}: {_change(claim)}."] if claim else []
     return Answer("How far did it move, and for what?", tuple(lines), "summary", "summary")
 
 
@@ -159,7 +162,7 @@ def _changed(found: Findings) -> Answer:
     for key in told[:KEYS]:
         values = dict.fromkeys(config_value(arm.config[key]) for arm in arms)
         lines.append(f"{key}: {' → '.join(values) if len(arms) == 2 else _few([*values])}.")
-    lines += [f"{len(told) - KEYS} more of the keys that all have."] if len(told) > KEYS else []
+    lines += [f"{len(told) - KEYS} more key{'s' * (len(told) > KEYS + 1)}."] if len(told) > KEYS else []
     lines += [] if told else ["Every key that all of them have is the same."]
     question = "What changed between these two arms?" if len(arms) == 2 else "What changed between these arms?"
     return Answer(question, tuple(lines), "differences", "what differs")
@@ -183,7 +186,9 @@ def _wrong(found: Findings) -> Answer:
     failed = [f"{arm.label} seed {config_value(run.seed)}" for arm in found.trained for run in arm.seeds
               if run.record.state == "failed"]  # fmt: skip
     lines += [f"Failed: {_few(failed)}."] if failed else []
-    return Answer("Where did it start to go wrong?", tuple(lines) if found.trained else (), "diagnostics", "diagnostics")
+    return Answer(
+        "Where did it start to go wrong?", tuple(lines) if found.trained else (), "diagnostics", "diagnostics"
+    )
 
 
 def _change(claim: Claim, words: dict[str, str] | None = None) -> str:
@@ -223,7 +228,7 @@ def _with_interval(estimate: Estimate, metric: Metric) -> str:
     return f"{metric.show(estimate.mean)}{f' {interval}' if interval else ''}"
 
 
-def _trained(found: Findings):  # type: ignore[no-untyped-def]
+def _trained(found: Findings) -> list[tuple[Arm, Summary]]:
     return [(summary.arm, summary) for summary in found.summaries if summary.arm.trained]
 
 

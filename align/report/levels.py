@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from align.report import matched
@@ -14,6 +14,7 @@ from align.report.inference import seed_difference
 from align.report.metrics import GOLD, LENGTH, PROXY, SAMPLED, TOKENS, Metric, kl_of, same_reward
 from align.report.stats import Estimate, t_interval
 
+AxisOf = Callable[[Arm], Metric]  # best-of-n has another KL than the rest
 VALUES = (GOLD, SAMPLED, PROXY, LENGTH)
 
 
@@ -83,7 +84,7 @@ def _path(arm: Arm, run: SeedRun, x: Metric, y: Metric) -> list[tuple[float, flo
     return [(across, up) for across, up in pairs if across is not None and up is not None]
 
 
-def _levels(arms: Sequence[Arm], axis_of) -> list[float]:  # type: ignore[no-untyped-def]
+def _levels(arms: Sequence[Arm], axis_of: AxisOf) -> list[float]:
     """Half-way and all the way to where all trained arms get that move at all, and where only the furthest two get."""
     own = [paths(arm, axis_of(arm), axis_of(arm)) for arm in arms if arm.trained]
     moved = [arm for arm in own if arm and all(max(x for x, _ in path) > path[0][0] for path in arm.values())]
@@ -91,7 +92,7 @@ def _levels(arms: Sequence[Arm], axis_of) -> list[float]:  # type: ignore[no-unt
     return sorted({*matched.levels(moved), *reach[-2:-1]}) if len(moved) > 1 else []
 
 
-def _matched(arms: Sequence[Arm], axis: Metric, axis_of) -> Matched:  # type: ignore[no-untyped-def]
+def _matched(arms: Sequence[Arm], axis: Metric, axis_of: AxisOf) -> Matched:
     metrics = tuple(m for m in VALUES if any(arm.logs(m.key) for arm in arms if arm.trained))
     found = {
         (level, n, m): matched.values_at(paths(arm, axis_of(arm), m), level)

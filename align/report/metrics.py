@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from align.report.arms import BEST_OF_N, Arm, SeedRun
+from align.report.arms import BEST_OF_N, Arm
 from align.report.inference import Difference, Values, difference, seed_difference
 from align.report.text import MISSING, number
 

@@ -27,9 +27,6 @@ if (controls) {
       card.hidden = !event.target.checked;
     }
   };
-  for (const option of [...sort.options]) {
-    if (option.value && !prompts.some((prompt) => option.value in prompt.dataset)) option.remove();
-  }
   filter.addEventListener("input", select);
   truncated.addEventListener("change", select);
   sort.addEventListener("change", order);

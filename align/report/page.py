@@ -38,7 +38,8 @@ def render(found: Findings, drawn: Sequence[tuple[Figure, str]], files: bool) ->
     )  # fmt: skip
     environment.globals |= {"style": _style}
     environment.filters["breakable"] = _breakable
-    arms, sections = found.arms, {"summary", "runs", "diagnostics", *(figure.name for figure, _ in drawn)}
+    arms, shown = found.arms, browser(found.arms)
+    sections = {"summary", "runs", "diagnostics", *(figure.name for figure, _ in drawn)}
     sections |= {name for name, there in (("pairs", found.pairs), ("matched", found.matched), ("figures", drawn),
                                           ("differences", len(arms) > 1)) if there}  # fmt: skip
     return environment.get_template("page.html.j2").render(
@@ -59,8 +60,8 @@ def render(found: Findings, drawn: Sequence[tuple[Figure, str]], files: bool) ->
         missing=_missing(arms),
         differences=differences(arms),
         shared=_shared(arms),
-        browser=browser(arms),
-        sorts=SORTS,
+        browser=shown,
+        sorts={name: metric for name, metric in SORTS.items() if any(name in entry.sorts for entry in shown.entries)},
         runs=_runs(found),
     )
 

@@ -146,8 +146,8 @@ def _facts(row: Mapping[str, Any]) -> str:
     tokens = row.get(LENGTH.sample_field)
     parts += [f"{tokens} token{'s' * (tokens != 1)}"] if isinstance(tokens, int) else []
     parts += [CORRECT[bool(value)]] if (value := sample_value(row, SAMPLED.sample_field)) is not None else []
-    if (value := sample_value(row, WIN.sample_field)) is not None:
-        parts.append("gold as the start's" if value == 0.5 else WINS[value > 0.5])
+    if (value := sample_value(row, WIN.sample_field)) not in (None, 0.5):
+        parts.append(WINS[value == 1])
     parts += ["truncated"] if row.get("finished") is False else []
     return ", ".join(parts)
 

@@ -1,4 +1,4 @@
-"""Means over seeds with 95% t-intervals: what bands and ± are. Differences, and what is claimed of them: inference.py."""
+"""Means over seeds with 95% t-intervals: bands and ±. Differences, and what is claimed of them: inference.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n seeds and its 95% interval; low and high are None where n = 1 leaves nothing to estimate it from."""
+    """A mean over n seeds and its 95% interval; low and high are None where n = 1."""
 
     mean: float
     low: float | None

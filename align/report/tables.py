@@ -20,7 +20,6 @@ from align.report.metrics import CHANGES, ENDS, Metric, change, kl_of
 from align.report.stats import Estimate, at_step, mean
 from align.report.text import MISSING, config_value, listing, number
 
-
 COUNTERS = ("prompts", "gen_tokens", "seconds")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from align.report.claims import Claim
 from align.report.findings import Findings
 from align.report.metrics import CHANGES, ENDS, Metric
 from align.report.stats import mean
@@ -28,7 +29,7 @@ def columns(found: Findings) -> list[tuple[str, str]]:
     for metric in _shown(found.summaries):
         shown.append((f"{metric.title}{f', {metric.unit}' if metric.unit else ''}", "step 0 → end, change"))
     shown += [(metric.title.replace(" to the reference", ""), metric.unit) for metric in _ends(found)]
-    return [*shown, ("time", "prompts, tokens generated")]
+    return [*shown, ("time", "tokens generated")]
 
 
 def cells(summary: Summary, found: Findings) -> list[Cell]:
@@ -41,8 +42,8 @@ def cells(summary: Summary, found: Findings) -> list[Cell]:
         end = summary.end[metric.key]
         half = end.half_width if end else None
         row.append(Cell(metric.show(mean(end)), note="" if half is None else f"± {metric.show(half)}"))
-    prompts, tokens, seconds = (summary.counters[name] for name in ("prompts", "gen_tokens", "seconds"))
-    return [*row, Cell(duration(seconds), note=f"{number(prompts, 0)}, {number(tokens, 0)}")]
+    tokens, seconds = (summary.counters[name] for name in ("gen_tokens", "seconds"))
+    return [*row, Cell(duration(seconds), note=number(tokens, 0))]
 
 
 def _shown(summaries: Sequence[Summary]) -> list[Metric]:
@@ -50,9 +51,7 @@ def _shown(summaries: Sequence[Summary]) -> list[Metric]:
 
 
 def _ends(found: Findings) -> list[Metric]:
-    return [
-        metric for metric in (found.kl, *ENDS) if any(summary.end[metric.key] for summary in found.summaries)
-    ]
+    return [metric for metric in (found.kl, *ENDS) if any(summary.end[metric.key] for summary in found.summaries)]
 
 
 def intervals(summaries: Sequence[Summary]) -> list[str]:
@@ -60,17 +59,20 @@ def intervals(summaries: Sequence[Summary]) -> list[str]:
     over: dict[str, list[str]] = {}
     for summary in summaries:
         claims = [claim for claim in summary.change.values() if claim]
-        kinds = {(c.difference.by == "prompts", c.difference.seeds) for c in claims if c.difference.low is not None}
-        for by_prompts, seeds in sorted(kinds) or ([(False, 1)] if claims else []):
-            over.setdefault("prompts" if by_prompts else str(seeds), []).append(summary.arm.label)
-    said = {
-        "prompts": "one seed, over its prompts, each prompt's mean at the end against its own at step 0; "
-        "it does not say what another training seed would give",
-        "1": "one seed and no samples at both ends, so no interval",
-    }
-    sentences = []
-    for key, labels in over.items():
-        who = "All arms" if len(labels) == len(summaries) > 1 else listing(labels)
-        seeds = f"over {key} seeds, each seed's end against its own step 0"
-        sentences.append(f"{who}: {said.get(key, seeds)}.")
-    return sentences
+        kinds = {_basis(claim) for claim in claims if claim.difference.low is not None}
+        for basis in sorted(kinds) or (["one seed and no samples at both ends, so no interval"] if claims else []):
+            over.setdefault(basis, []).append(summary.arm.label)
+    trained = sum(summary.arm.trained for summary in summaries)
+    names = {basis: "All arms" if len(who) == trained > 1 else listing(who) for basis, who in over.items()}
+    return [f"{names[basis]}: {basis}." for basis in over]
+
+
+def _basis(claim: Claim) -> str:
+    found = claim.difference
+    if claim.by_prompts:
+        return (
+            f"one seed, over {found.prompts} prompts, each prompt's mean at the end against its own at step 0; "
+            "it does not say what another training seed would give"
+        )
+    prompts = f" and {found.prompts} prompts" if found.prompts else ""
+    return f"over {found.seeds} seeds{prompts}, each seed's end against its own step 0"

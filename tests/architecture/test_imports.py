@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [
     ["align.maths", "align.refusals", "align.on_policy_laws", "align.algo_laws", "align.laws", "align.schema",
      "align.config", "align.locks", "align.runs", "align.seeds", "align.embedded", "align.hub", "align.tiny",
-     "align.records",
+     "align.records", "align.alarms",
      "align.rollouts", "align.checkpoints", "align.places", "reward_models"],
     ["align.data", "align.device", "align.models", "align.reward_model", "align.forward"],
     ["align.sampling", "align.rewards", "align.critic"],

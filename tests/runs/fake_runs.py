@@ -59,7 +59,11 @@ BASELINES: dict[str, dict[str, Any]] = {
 def config(algo: str = "grpo", seed: int = 0, **changes: Any) -> dict[str, Any]:
     """A resolved config. `changes` are dotted keys with "__" for the dot: `algo__kl__coef=0.1`."""
     made: dict[str, Any] = {
-        "algo": {"name": algo, **copy.deepcopy((ALGO | BASELINES)[algo]), "optimizer": {"lr": 1e-4, "schedule": "constant"}},
+        "algo": {
+            "name": algo,
+            **copy.deepcopy((ALGO | BASELINES)[algo]),
+            "optimizer": {"lr": 1e-4, "schedule": "constant"},
+        },
         "model": {"name": "smollm2-135m", "path": "embedded", "start": None, "lora": {"rank": 16, "alpha": 32}},
         "data": {"kind": "annotator", "name": "annotator", "labels": {"pairs": 1024, "sharpness": 1.5}},
         "reward": {"formula": "learned", "learned": {"run": None, "steps": 64}},
