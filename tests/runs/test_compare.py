@@ -171,11 +171,13 @@ def test_model_output_prompts_and_names_are_text_and_nothing_else(tmp_path, caps
             any(text.startswith("$x^2$ <script>") for text in drawn) or name == "gold-tokens"
         )  # no markup, no formula
         titles = [title.text or "" for title in svg.iter("{http://www.w3.org/2000/svg}title")]
-        assert any("<script>" in title for title in titles) or name == "gold-tokens"
+        if name != "gold-tokens":  # of the arm that samples: neither markup nor a formula
+            assert any(text.startswith("$x^2$ <script>") for text in drawn)
+            assert any("<script>" in title for title in titles)
     markdown = (tmp_path / "out" / "summary.md").read_text("utf-8")
-    assert not re.search(r"<|(?<!\\\\)[`\[$]", markdown) and "&lt;script&gt;" in markdown
+    assert not re.search(r"<|(?<!\\)[`\[$]", markdown) and "&lt;script&gt;" in markdown
     tables = [line for line in markdown.splitlines() if line.startswith("| ")]
-    cells = [len(re.findall(r"(?<!\\\\)\|", line)) for line in tables]
+    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
     assert len(set(cells)) <= 6 and len(tables) > 20  # as many cells as the head of its table has
     (first, second) = csv.DictReader((tmp_path / "out" / "summary.csv").open("r", encoding="utf-8", newline=""))
     assert "<script>" in second["arm"] and None not in first and None not in second

@@ -41,16 +41,15 @@ def test_a_direction_is_named_only_where_interval_and_family_agree(found, verdic
 
 
 def test_a_family_makes_a_difference_harder_to_show():  # Holm: the smallest of two p-values counts twice
-    alone = judged({"a": (GOLD, difference(0.5, 0.1, 0.9, 0.03))})
-    family = judged(
-        {"a": (GOLD, difference(0.5, 0.1, 0.9, 0.03)), "b": (GOLD, difference(0, -1, 1, 0.9)), "c": (GOLD, None)}
-    )
+    found = (GOLD, difference(0.5, 0.1, 0.9, 0.03))
+    alone = judged({"a": found})
+    family = judged({"a": found, "b": (GOLD, difference(0, -1, 1, 0.9)), "c": (GOLD, None)})
     assert (alone["a"].word, family["a"].word, family["a"].p, family["a"].family) == ("higher", "not shown", 0.06, 2)
     assert family["c"] is None
 
 
 def arms_of(tmp_path, golds, **settings):
-    """Arms named after kl.coef with the given gold per seed at the end: {coef: [gold of seed 0, ...]}; 0 at the start."""
+    """Arms named after kl.coef, with gold per seed at the end: {coef: [gold of seed 0, ...]}; 0 at the start."""
     paths = []
     for coef, ends in golds.items():
         for seed, end in enumerate(ends):
@@ -99,15 +98,15 @@ def test_baselines_are_compared_with_at_a_level_but_not_at_their_end(tmp_path):
 
 
 def test_values_at_a_level_lie_between_probes_and_are_never_extrapolated(tmp_path):
-    arms = arms_of(tmp_path, {0.0: [1.0, 2.0], 0.1: [3.0, 5.0]})
+    arms = arms_of(tmp_path, {0.0: [1.0, 2.0], 0.1: [3.0, 5.0], 0.2: [1.0, 2.0]})
     for run in arms[1].seeds:
-        run.probes[20]["kl/exact"] = 1.0  # this arm gets to 1 nat, the other to 2
+        run.probes[20]["kl/exact"] = 1.0  # this arm gets to 1 nat, the others to 2
         run.probes[10]["kl/exact"] = 0.5
     table = levels.at_matched_kl(arms, KL_EXACT)
     assert [level.at for level in table.levels] == [0.5, 1.0, 2.0]
     half, one, two = table.levels
     # At 0.5 nats the first arm is half-way to its middle probe: 0.25 and 0.5 of gold; the other has 1.5 and 2.5.
-    assert [row.cells["reward/gold"].value.mean for row in half.rows] == [0.375, 2.0]
+    assert [row.cells["reward/gold"].value.mean for row in half.rows] == [0.375, 2.0, 0.375]
     assert one.rows[1].cells["reward/gold"].value.mean == 4.0
     assert two.rows[1].cells["reward/gold"].value is None and (two.rows[1].seeds, two.rows[1].reach) == (0, 1.0)
     assert half.rows[1].cells["reward/gold"].claim.difference.mean == 1.625
