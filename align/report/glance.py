@@ -72,9 +72,9 @@ def _untrained(found: Findings, metric: Metric, level: float) -> list[str]:
         if not arm.trained:
             own = kl_of(arm, found.kl)
             there = matched.values_at(matched.swapped(paths(arm, own, metric)), level)
-            at = _with_interval(_mean(there), own) if there else "never"
-            said.append(f"{arm.label} {at}{' (its bound)' if own == KL_BOUND and there else ''}")
-    return [f"Without training, the start model gets there at: {listing(said)}."] if said else []
+            bound = ", its bound" if own == KL_BOUND else ""
+            said.append(f"{arm.label} at {_with_interval(_mean(there), own)}{bound}" if there else f"{arm.label} never")
+    return [f"Without training, the start model gets there: {'; '.join(said)}."] if said else []
 
 
 def _furthest(costs: Sequence[tuple[Arm, dict[str, float]]], kl: Metric) -> str:
@@ -141,10 +141,13 @@ def _real(found: Findings) -> Answer:
         claims = sorted(decided, key=lambda each: -abs(each[1].difference.mean))[:2]
     lines = [f"{pair.arm.label} against {pair.other.label}, {claim.metric.title}: {_change(claim)}."
              for pair, claim in claims]  # fmt: skip
-    every = [row.claim for pair in found.pairs for row in pair.rows]
-    shown = sum(claim.decided for claim in every)
-    lines += [f"Of {len(every)} differences between arms at the end, {shown} hold{'s' * (shown == 1)} after Holm's "
-              "correction."] if every else []  # fmt: skip
+    every = [(pair, row.claim) for pair in found.pairs for row in pair.rows]
+    held = [f"{claim.metric.title} {claim.word} in {pair.arm.label} than in {pair.other.label}"
+            for pair, claim in every if claim.decided]  # fmt: skip
+    if every:
+        which = f": {'; '.join(held)}" if 0 < len(held) <= KEYS else ""
+        hold = f"{len(held)} hold{'s' * (len(held) == 1)}"
+        lines.append(f"Of {len(every)} differences between arms at the end, {hold} after Holm's correction{which}.")
     return Answer("Is that difference real?", tuple(lines), "pairs", "arm against arm")
 
 
@@ -177,7 +180,8 @@ def _wrong(found: Findings) -> Answer:
     if len(found.trained) == 1:
         lines += ["No alarm fired. That is no proof that all is well."] if silent else []
     elif silent:
-        lines += [f"No alarm fired in {_few(silent)}. That is no proof that all is well."]
+        where = f"in {_few(silent)}" if alarms else "in any arm"
+        lines += [f"No alarm fired {where}. That is no proof that all is well."]
     noted = [fired for fired in found.fired if not fired.alarm]
     if noted:
         first = min(noted, key=lambda fired: fired.step)
