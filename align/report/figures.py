@@ -143,7 +143,7 @@ def _draw_mean(axes: Axes, curve: Curve) -> None:
     if not curve.variant:
         axes.plot([], [], **shape, **line, label=_short(curve.label))
     for point in curve.points:
-        if point.tag:
+        if point.tag and point.x.mean:  # at KL 0 all of them lie on one spot
             place = {"xytext": (4, -8), "textcoords": "offset points"}
             axes.annotate(point.tag, (point.x.mean, point.y.mean), **place, fontsize=6.5, color=QUIET, zorder=4)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from align.report.arms import Arm, SeedRun
+from align.report.arms import BEST_OF_N, Arm, SeedRun
 from align.report.metrics import GOLD, KL_K1, LENGTH, PROXY, SAMPLED, TRUNCATED, WIN, sample_value
 from align.report.text import config_value, number
 
@@ -24,6 +24,7 @@ class Shown:
     """One completion as the page shows it."""
 
     step: int
+    when: str  # "step 20", of a baseline "n=8" or "T=0.7"
     text: str
     facts: str  # "reward 0.512, gold 0.733, 42 tokens, truncated"
     cut: int  # characters left out at the end
@@ -120,9 +121,11 @@ def _speaker(arm: Arm) -> SeedRun | None:
 
 
 def _row(speakers: Sequence[tuple[Arm, SeedRun]], prompt_id: str, sample: int) -> Row:
-    starts = [_shown(run, 0, prompt_id, sample) for _, run in speakers]
-    ends = [_shown(run, max(run.samples), prompt_id, sample) if max(run.samples) else None for _, run in speakers]
-    same = starts[0] is not None and all(start == starts[0] for start in starts)
+    starts = [_shown(arm, run, 0, prompt_id, sample) for arm, run in speakers]
+    ends = [
+        _shown(arm, run, max(run.samples), prompt_id, sample) if max(run.samples) else None for arm, run in speakers
+    ]
+    same = _alike(starts)
     columns = (
         Column(arm, config_value(run.seed), end, None if same else start)
         for (arm, run), end, start in zip(speakers, ends, starts, strict=True)
@@ -130,19 +133,28 @@ def _row(speakers: Sequence[tuple[Arm, SeedRun]], prompt_id: str, sample: int) -
     return Row(sample, starts[0] if same else None, tuple(columns))
 
 
-def _shown(run: SeedRun, step: int, prompt_id: str, sample: int) -> Shown | None:
+def _alike(starts: Sequence[Shown | None]) -> bool:
+    """Whether all arms show the same at step 0, whatever a baseline calls that step."""
+    known = [(start.text, start.facts, start.cut) if start else None for start in starts]
+    return known[0] is not None and all(start == known[0] for start in known)
+
+
+def _shown(arm: Arm, run: SeedRun, step: int, prompt_id: str, sample: int) -> Shown | None:
     row = run.samples.get(step, {}).get((prompt_id, sample))
     if row is None:
         return None
     text = str(row.get("completion") or "")
-    return Shown(step, text[:COMPLETION_CHARACTERS], _facts(row), max(0, len(text) - COMPLETION_CHARACTERS))
+    when = f"step {step}" if arm.trained else arm.setting(step)
+    cut = max(0, len(text) - COMPLETION_CHARACTERS)
+    return Shown(step, when, text[:COMPLETION_CHARACTERS], _facts(arm, row), cut)
 
 
-def _facts(row: Mapping[str, Any]) -> str:
+def _facts(arm: Arm, row: Mapping[str, Any]) -> str:
     parts = []
     for name, metric in FACTS.items():
         if (value := sample_value(row, metric.sample_field)) is not None:
-            parts.append(f"{name} {number(value, metric.decimals)}")
+            bound = " at most" if metric == KL_K1 and arm.kind == BEST_OF_N else ""
+            parts.append(f"{name}{bound} {number(value, metric.decimals)}")
     tokens = row.get(LENGTH.sample_field)
     parts += [f"{tokens} token{'s' * (tokens != 1)}"] if isinstance(tokens, int) else []
     parts += [CORRECT[bool(value)]] if (value := sample_value(row, SAMPLED.sample_field)) is not None else []
