@@ -134,7 +134,7 @@ def terminal_table(summaries: Sequence[Summary], kl: Metric) -> Table:
 
 
 def _terminal_cell(summary: Summary, metric: Metric) -> Text:
-    start, end, delta = (part[metric.key] for part in (summary.start, summary.end, summary.change))
+    start, end, delta = summary.start[metric.key], summary.end[metric.key], summary.change[metric.key]
     # Two decimals are what 80 columns have room for; the page and summary.csv carry more.
     decimals = min(metric.decimals, 2)
     if start is None and end is None:

@@ -35,7 +35,7 @@ def columns(found: Findings) -> list[tuple[str, str]]:
 def cells(summary: Summary, found: Findings) -> list[Cell]:
     row = [Cell(summary.seeds, note=summary.steps)]
     for metric in _shown(found.summaries):
-        start, end, change = (part[metric.key] for part in (summary.start, summary.end, summary.change))
+        start, end, change = summary.start[metric.key], summary.end[metric.key], summary.change[metric.key]
         values = f"{metric.show(mean(start))} → {metric.show(mean(end))}" if start or end else MISSING
         row.append(Cell(values, change.mean, change.interval, change.decided) if change else Cell(values))
     for metric in _ends(found):
