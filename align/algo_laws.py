@@ -113,7 +113,26 @@ def best_of_n(e: Experiment) -> None:
     )
 
 
+def tempered(e: Experiment) -> None:
+    temperatures, key = e.algo.temperatures, "algo.temperatures"
+    for temperature in temperatures:
+        finite(temperature, key, 0, 10, open_low=True)
+    need(
+        len(temperatures) >= 2 and temperatures[0] == 1 and len(set(temperatures)) == len(temperatures),
+        key,
+        temperatures,
+        "must begin with 1, where every arm begins, and go on with others, each once",
+    )
+    last = len(temperatures) - 1
+    need(e.steps == last, "steps", e.steps, f"step s samples at algo.temperatures[s], so there are {last}; use {last}")
+    need(e.probe.every == 1, "probe.every", e.probe.every, "must be 1: every temperature is a probe")
+    t = e.sampling.temperature
+    need(t == 1, "sampling.temperature", t, "has no effect with algo=temperature; set algo.temperatures")
+
+
+UNTRAINED = ("best_of_n", "tempered")  # baselines: they have no optimizer
 LAWS = {
+    "tempered": tempered,
     "on_policy": on_policy_laws.enforce,
     "best_of_n": best_of_n,
     "preference": preference,

@@ -8,18 +8,13 @@ reward (arXiv:2401.01879, theorem 1: an upper bound in general).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
-from align.data import Data
-from align.models import Policy
-from align.probe import Probe, length_metrics, sample_rows, text_metrics
+from align.probe import Measured, Probe
 from align.records import Completions
-from align.rewards import Rewards
 from align.rollouts import joined, taken
 from align.sampling import sample
-from align.schema import Experiment
 from align.seeds import derive
 
 
@@ -31,39 +26,31 @@ def kl_bound(n: int) -> float:
 class BestOfN:
     """Candidates of each probed answer: the answer every other arm has at step 0, then more from the same policy."""
 
-    def __init__(self, experiment: Experiment, policy: Policy, data: Data, rewards: Rewards):
-        self.ruler = Probe(experiment.probe, experiment.sampling, policy, data, rewards, experiment.seed)
-        self.most, self.seed, self.rewards = 2**experiment.steps, experiment.seed, rewards
+    def __init__(self, ruler: Probe, doublings: int):
+        self.ruler, self.most = ruler, 2**doublings
         self.candidates: Completions | None = None
         self.scores = torch.zeros(0)
 
-    def measure(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def measure(self, step: int) -> Measured:
         """The probe of the best of 2^step answers. Step 0 is everybody's."""
-        metrics, samples = self.ruler.measure(0) if step == 0 else self._best(2**step)
+        metrics, samples = self.ruler.measure(0) if step == 0 else self._best(step)
         return metrics | {"kl/bound": kl_bound(2**step)}, samples
 
-    def _best(self, n: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def _best(self, step: int) -> Measured:
         if self.candidates is None:
             self.candidates = self._sampled()
-            self.scores = self.rewards(self.candidates)[0]
-        rows = torch.arange(len(self.scores)).view(-1, self.most)[:, :n]
+            self.scores = self.ruler.rewards(self.candidates)[0]
+        rows = torch.arange(len(self.scores)).view(-1, self.most)[:, : 2**step]
         scores = self.scores[rows].nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # argmax would choose NaN
         best = rows.gather(1, scores.argmax(-1, keepdim=True)).squeeze(-1).tolist()
-        chosen: Completions = taken(self.candidates, best)
-        rewards, components = self.rewards(chosen)
-        gold = self.ruler.gold(chosen)
-        metrics = length_metrics(chosen) | text_metrics(chosen) | self.ruler.reward_metrics(rewards, components, gold)
-        # log p - log q of a chosen answer is 0: what is shown for it is the bound
-        kl = torch.full((len(best),), kl_bound(n))
-        samples = sample_rows(n.bit_length() - 1, chosen, self.ruler.cfg.samples, kl, rewards, components, gold)
-        return metrics | self.ruler.verified(chosen), samples
+        return self.ruler.judged(step, taken(self.candidates, best))
 
     def _sampled(self) -> Completions:
         """[prompts x samples x 2^steps], the answers of the probe first in each."""
         ruler, others = self.ruler, self.most - 1
         first = ruler.answers()
         more = sample(ruler.policy, ruler.prompts, ruler.cfg.samples * others, ruler.neutral,
-                      derive(self.seed, "best_of_n"))  # fmt: skip
+                      derive(ruler.seed, "best_of_n"))  # fmt: skip
         return joined([
             part for i in range(len(first.texts))
             for part in (taken(first, [i]), taken(more, range(i * others, (i + 1) * others)))

@@ -19,6 +19,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,13 @@ def _flush_folder(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def kept_rng() -> Iterator[None]:
+    """Whatever is drawn inside, the random streams outside go on as if nothing had been."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        restore_rng(state)

@@ -27,6 +27,7 @@ from align.schema import (
     Preference,
     RewardTraining,
     Sft,
+    Tempered,
 )
 
 __all__ = ["ConfigError", "Experiment", "check", "config_hash", "plain"]
@@ -39,6 +40,7 @@ KINDS: dict[str, dict[str, type]] = {
         "sft": Sft,
         "reward": RewardTraining,
         "best_of_n": BestOfN,
+        "tempered": Tempered,
     },
     "data": {"annotator": AnnotatorData, "arithmetic": ArithmeticData, "jsonl": JsonlData},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,20 +23,23 @@ from align.data import Data
 from align.describe import describe
 from align.device import resolve_device, resolve_dtype
 from align.models import Policy, load_policy
-from align.opened import OpenRun
+from align.opened import Measure, OpenRun
 from align.places import Place, newest, place
-from align.refusals import ConfigError
+from align.probe import Probe
 from align.reward_model import RewardModel
 from align.rewards import Rewards, build_rewards
 from align.runs import Run
 from align.schema import Experiment
 from align.stages import load_data, obtain_reward_model
+from align.tempered import Tempered
 from align.terminal import Terminal
+from align.trackers import Tracked, Tracking, require_installed
 
 
 def execute(experiment: Experiment) -> Path:
     """Run it; returns the run directory. Raises the user errors of the parts, RuntimeError when an invariant breaks."""
     device = resolve_device(experiment.device)
+    require_installed(experiment.tracker)
     # the others wait while the main process probes or samples a pool, on a slow machine for hours
     processes = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
     where = agreed(experiment, processes)
@@ -43,7 +47,7 @@ def execute(experiment: Experiment) -> Path:
         if processes.is_main_process and not (where.path / "report.html").is_file():  # killed between the two
             report(where.path)
         return where.path
-    accelerator = make_accelerator(experiment, device, where.path)
+    accelerator = make_accelerator(experiment, device)
     device = accelerator.device if device.type != "cpu" and accelerator.num_processes > 1 else device
     dtype = resolve_dtype(experiment.dtype, device)
     if device.type == "cuda" and device.index is not None:
@@ -63,8 +67,6 @@ def execute(experiment: Experiment) -> Path:
         TRAINERS[experiment.algo.kind](opened, policy, data, rewards, learned)
         accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for tracker in accelerator.trackers:  # not end_training: it would take the process group from the next run
-            tracker.finish()
         report(where.path)
     gc.collect()  # trainers hold themselves in cycles; a sweep would keep every model it trained
     return where.path
@@ -101,10 +103,13 @@ def opening(
             run = Run.reopen(where.path, start.run if start else None)
         else:
             run = Run.create(where.path, plain(experiment), meta)
-        accelerator.init_trackers("align", config={"config_hash": meta["config_hash"]})
     terminal = Terminal(line, experiment.steps, silent=run is None)
     opened = OpenRun(experiment, where.path, run, terminal, accelerator, start)
-    with terminal, run or nullcontext():
+    before = where.before.rows if where.before else ()
+    tracked = Tracked(where.path, meta["name"], plain(experiment), start.step if start else 0, before)
+    watched = run is not None and experiment.tracker != "none"
+    tracking = Tracking(experiment.tracker, tracked, opened.event) if watched else nullcontext()
+    with terminal, run or nullcontext(), tracking as opened.tracking:
         for warning in caught:
             terminal.note(f"  {warning.message}")
         if where.before is not None:
@@ -113,25 +118,18 @@ def opening(
             terminal.note("  resume=true: there is no earlier run of this config; this is its start")
         for note in notes:
             terminal.note(f"  {note}")
+        started = time.perf_counter()
         yield opened
+        opened.say_what_probing_took(time.perf_counter() - started)
 
 
-def make_accelerator(experiment: Experiment, device: torch.device, path: Path) -> Accelerator:
-    """Raises ConfigError for a tracker that is not installed."""
+def make_accelerator(experiment: Experiment, device: torch.device) -> Accelerator:
     critic = getattr(experiment.algo, "critic", None)
     # two passes through one module: DDP must expect either half to be unused (align/critic.py)
     ddp = DistributedDataParallelKwargs(
         find_unused_parameters=critic is not None and critic.kind == "adapter", broadcast_buffers=False
     )
-    try:
-        tracker = None if experiment.tracker == "none" else experiment.tracker
-        accelerator = Accelerator(
-            cpu=device.type == "cpu", log_with=tracker, project_dir=path, kwargs_handlers=[ddp], mixed_precision="no"
-        )
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"tracker={experiment.tracker}: {error}; pip install 'align[trackers]'") from None
-    if tracker is not None and not accelerator.log_with:  # Accelerate leaves out what is not installed, silently
-        raise ConfigError(f"tracker={tracker}: it is not installed; pip install 'align[trackers]', or tracker=none")
+    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[ddp], mixed_precision="no")
     # One state for the whole process: a run that was stopped between two micro-batches leaves it off, and every
     # optimizer step after that would do nothing.
     accelerator.gradient_state._set_sync_gradients(True)
@@ -172,7 +170,20 @@ def train_reward(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, 
 
 
 def take_best_of_n(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, _: RewardModel | None) -> None:
-    probe = opened.prober(BestOfN(opened.experiment, policy, data, rewards).measure)
+    e = opened.experiment
+    ruler = Probe(e.probe, e.sampling, policy, data, rewards, e.seed)
+    look_at(opened, BestOfN(ruler, e.steps).measure)
+
+
+def sample_colder(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, _: RewardModel | None) -> None:
+    e = opened.experiment
+    ruler = Probe(e.probe, e.sampling, policy, data, rewards, e.seed)
+    look_at(opened, Tempered(ruler, e.algo.temperatures).measure)
+
+
+def look_at(opened: OpenRun, measure: Measure) -> None:
+    """A baseline: every step is a probe, nothing is trained."""
+    probe = opened.prober(measure)
     for step in range(opened.experiment.steps + 1):
         probe(step)
 
@@ -183,4 +194,5 @@ TRAINERS = {
     "sft": train_sft,
     "reward": train_reward,
     "best_of_n": take_best_of_n,
+    "tempered": sample_colder,
 }

@@ -106,8 +106,10 @@ class Divergence:
 
 
 @torch.no_grad()
-def divergence(policy: nn.Module, reference: nn.Module, batch: Batch, rows: int) -> Divergence:
-    """Both models on the same rows at temperature 1, head and softmax once for every number that is read off them."""
+def divergence(
+    policy: nn.Module, reference: nn.Module, batch: Batch, rows: int, temperature: float = 1.0
+) -> Divergence:
+    """The policy at a temperature against the reference at 1, on the same rows."""
     shape = batch.completion_mask.shape
     fields = torch.zeros(4, *shape, device=batch.ids.device)
     heads = output_head(policy), output_head(reference)
@@ -115,17 +117,17 @@ def divergence(policy: nn.Module, reference: nn.Module, batch: Batch, rows: int)
         part = batch.rows(chosen)
         (p_hidden, targets), (q_hidden, _) = completion_hidden(policy, part), completion_hidden(reference, part)
         chunks = zip(p_hidden.split(CHUNK), q_hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-        values = torch.cat([_diverge(heads[0](p), heads[1](q), y) for p, q, y in chunks], dim=1)
+        values = torch.cat([_diverge(heads[0](p), heads[1](q), y, temperature) for p, q, y in chunks], dim=1)
         for field, value in zip(fields, values, strict=True):
             field[chosen, : part.completion_mask.shape[1]] = scatter(value, part.completion_mask)
     return Divergence(*fields)
 
 
-def _diverge(p: Tensor, q: Tensor, targets: Tensor) -> Tensor:
+def _diverge(p: Tensor, q: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """logits [N, V] of both, targets [N] -> [4, N]: the fields of Divergence"""
-    logprobs, entropy = token_logprobs(p, targets)
+    logprobs, entropy = token_logprobs(p, targets, temperature)
     reference_logprobs, _ = token_logprobs(q, targets)
-    return torch.stack([logprobs, reference_logprobs, entropy, exact_kl(p, q)])
+    return torch.stack([logprobs, reference_logprobs, entropy, exact_kl(p, q, temperature)])
 
 
 def completion_hidden(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:

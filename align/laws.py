@@ -29,7 +29,7 @@ def enforce(experiment: Experiment) -> None:
     _sampling_and_probe(experiment)
     _guard_and_checkpoint(experiment)
     _reward(experiment)
-    if experiment.algo.kind != "best_of_n":
+    if experiment.algo.kind not in algo_laws.UNTRAINED:
         algo_laws.optimizer(experiment.algo.optimizer, "algo.optimizer", experiment.steps)
     algo_laws.LAWS[experiment.algo.kind](experiment)
 

@@ -40,3 +40,11 @@ def waiting(path: Path, say: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def held(path: Path) -> bool:
+    """Whether a process has the lock now; True on a system where nothing is locked, as one cannot know."""
+    handle = lock(path)
+    if handle is not None:
+        os.close(handle)
+    return handle is None or fcntl is None

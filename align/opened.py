@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from align.checkpoints import Keeper, Snapshot
+from align.alarms import Watcher
+from align.checkpoints import Keeper, Snapshot, kept_rng
 from align.data import Data
 from align.models import Policy
-from align.probe import Probe
+from align.probe import Measured, Probe
 from align.rewards import Rewards
-from align.runs import Run
+from align.runs import Run, read_lines
 from align.schema import Experiment
 from align.terminal import Terminal
+from align.trackers import Tracking
 
-Measure = Callable[[int], tuple[dict[str, float], list[dict[str, Any]]]]
+Measure = Callable[[int], Measured]
 
 
 @dataclass
@@ -33,20 +36,28 @@ class OpenRun:
     terminal: Terminal
     accelerator: Accelerator
     start: Snapshot | None = None  # what it goes on from
+    tracking: Tracking | None = None
     keeper: Keeper = field(init=False)
+    watcher: Watcher = field(default_factory=Watcher)
+    probing: float = 0.0  # seconds that probes have taken since this process opened the run
 
     def __post_init__(self) -> None:
         e = self.experiment
         where = self.run.position if self.run else dict
         self.keeper = Keeper(self.path / "checkpoints", e.checkpoint, e.steps, self.accelerator, where, self.start)
+        for row in read_lines(self.path / "metrics.jsonl") if self.run else ():  # of before it was resumed
+            self.watcher.see(row)
 
     def log(self, step: int, metrics: dict[str, float], phase: str = "train") -> None:
         if self.run is None:
             return
         metrics["memory/peak_gb"] = peak_memory_gb(self.accelerator.device)
         row = self.run.log(phase, step, metrics)
-        self.accelerator.log({f"{phase}/{key}": value for key, value in row.items() if isinstance(value, float)}, step)
+        if self.tracking is not None:
+            self.tracking.log(row)
         self.terminal.row(phase, step, metrics)
+        for alarm in self.watcher.see(row):
+            self.event("alarm", alarm.step, f"alarm {alarm.kind}, step {step}: {alarm.what}", alarm=alarm.kind)
 
     def count(self, **consumed: int) -> None:
         if self.run is not None:
@@ -72,7 +83,10 @@ class OpenRun:
             done.add(step)
             if self.run is not None:
                 self.terminal.probing(step)
-                metrics, samples = measure(step)
+                started = time.perf_counter()
+                with kept_rng():  # a reward that draws random numbers must not change what is trained next
+                    metrics, samples = measure(step)
+                self.probing += time.perf_counter() - started
                 self.log(step, metrics, phase="probe")
                 self.run.log_samples(samples)
             self.accelerator.wait_for_everyone()
@@ -87,7 +101,7 @@ class OpenRun:
             ruler.restore(self.start.probe)
         self.keeper.probe_state = ruler.state
 
-        def measure(step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        def measure(step: int) -> Measured:
             metrics, samples = ruler.measure(step)
             if step == 0 and any(metrics[key] != 0 for key in ("kl/k1", "kl/k3", "kl/exact")):
                 raise RuntimeError(f"KL to the reference at step 0 is {metrics['kl/k1']:.3g} nats, not 0: policy and "
@@ -109,15 +123,20 @@ class OpenRun:
                 prompt_id=worst["prompt_id"], prompt=worst["prompt"], completion=worst["completion"], kl=worst["kl"],
             )  # fmt: skip
 
+    def say_what_probing_took(self, seconds: float) -> None:
+        """Of `seconds`, so that a user sees what probe=full or a small probe.every costs."""
+        self.terminal.note(f"  probes took {self.probing:.0f} s, {100 * self.probing / max(seconds, 1e-9):.0f} % of "
+                           "the run")  # fmt: skip
+
     def saving(self, trained: Any, train: Callable[[], None]) -> None:
         """Train, and save what was trained also when the user interrupts: what was learned so far is usable."""
         try:
             train()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if self.run is not None:
                 trained.save(self.path)
-                self.terminal.note(f"interrupted; what was trained so far is in {self.path}")
-                self.terminal.note("resume=true goes on from the last checkpoint")
+                interrupt.add_note("resume=true goes on from the last checkpoint; what was trained so far is in")
+                interrupt.add_note(str(self.path))
             raise
         if self.run is not None:
             trained.save(self.path)

@@ -7,14 +7,16 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from align.checkpoints import Snapshot, snapshots
 from align.config import CIRCUMSTANCES, config_hash, plain
 from align.runs import LINES, RunError, RunRecord, covers, free_name, read
 from align.schema import Experiment
+
+if TYPE_CHECKING:
+    from align.checkpoints import Snapshot
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def newest(where: Place, meta: Mapping[str, Any]) -> Snapshot | None:
 
     Raises RunError when start weights or data are no longer what the run began with: its reference would be another.
     """
+    from align.checkpoints import snapshots  # needs torch; a sweep finds its finished runs without
+
     if where.before is None:
         return None
     for key, what in (("start_fingerprint", "start weights"), ("data_fingerprint", "data"), ("dtype", "dtype")):

@@ -1,7 +1,7 @@
 """`python -m align.run`: compose the config, check it, carry the experiment out.
 
 Exit codes: 0 done, 1 the input is wrong (one message, no traceback), 2 the run failed (traceback in its error.log),
-130 interrupted.
+130 interrupted. With `-m` it carries out a sweep: each job in a process of its own (align/jobs.py, align/sweep.py).
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.config import ConfigError, check
+from align.jobs import LAST_WORDS, run_job
 from align.refusals import refuse_unknown
+from align.sweep import ending
 
 HERE = Path(__file__).resolve().parent
 # A wheel carries conf/ inside the package, a checkout has it at the top.
@@ -34,7 +38,9 @@ USER_ERRORS = (*EVERYWHERE, "RewardError")
 
 
 @hydra.main(config_path=str(CONF), config_name="run", version_base="1.3")
-def entry(cfg: DictConfig) -> str:
+def entry(cfg: DictConfig) -> str | float:
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return run_job(cfg)
     try:
         experiment = check(cfg)
         from align.experiment import execute  # after the check: torch, transformers and TRL take seconds to load
@@ -55,14 +61,17 @@ def entry(cfg: DictConfig) -> str:
 
 def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own errors reach us instead of being printed with a stack
+    for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # argparse takes it before or after all overrides only
+        sys.argv.insert(1, sys.argv.pop(sys.argv.index(flag, 1)))
     try:
-        entry()
+        with ending():
+            entry()
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         stop(_unknown_key(error) or str(error).strip(), 1)
     except (HydraException, ValueError) as error:  # Hydra raises plain ValueErrors too for a bad command line
         stop(str(error), 1)
-    except KeyboardInterrupt:
-        stop("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        stop("\n".join(["interrupted", *getattr(interrupt, "__notes__", [])]), 130)  # align/opened.py notes the folder
     if "RANK" in os.environ:  # several processes
         from accelerate import PartialState
 
@@ -72,6 +81,8 @@ def main() -> None:
 def stop(message: str, code: int) -> NoReturn:
     if message:
         print(f"error: {message}" if code != 130 else message, file=sys.stderr)
+        if LAST_WORDS in os.environ:
+            Path(os.environ[LAST_WORDS]).write_text(message, encoding="utf-8", errors="replace")
     sys.exit(code)
 
 

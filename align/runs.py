@@ -7,6 +7,7 @@
     events.jsonl     what a reader should see: numbers that were not finite, exploding ratios, a useless critic
     checkpoints/     what `resume=true` goes on from (align/checkpoints.py)
     adapter/         the trained LoRA adapter (PEFT), or model/ with lora=none
+    tensorboard/     events for TensorBoard; other trackers: align/trackers.py     tracker.json   which run of theirs
     status.json      {"state": running | finished | failed | interrupted, ...}
 
 Standard library and PyYAML only. Nothing here knows what a metric means.

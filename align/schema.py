@@ -131,6 +131,13 @@ class BestOfN:
 
 
 @dataclass
+class Tempered:
+    kind: str = MISSING
+    name: str = MISSING
+    temperatures: list[float] = MISSING  # of each step, the first is 1
+
+
+@dataclass
 class Kl:
     where: str = MISSING
     estimator: str | None = MISSING

@@ -30,7 +30,6 @@ class Terminal:
     def __init__(self, title: str, steps: int, *, silent: bool = False):
         self.console = Console(stderr=True, highlight=False, quiet=silent)
         self.title, self.steps = title, steps
-        self.latest: dict[str, float] = {}
         self.probes: list[tuple[int, Mapping[str, float]]] = []
         columns = (
             TextColumn("{task.description}"),
@@ -61,16 +60,12 @@ class Terminal:
         """A row has been logged."""
         if phase == "probe":
             self.probes.append((step, dict(metrics)))
-        for _, _, keys in SHOWN:  # a probe's exact KL must not stand beside the training that has gone on since
-            if any(key in metrics for key in keys):
-                self.latest = {key: value for key, value in self.latest.items() if key not in keys}
-        self.latest |= metrics
-        shown = "  ".join(
-            f"{name} {form.format(self.latest[key])}"
+        shown = "  ".join(  # of this row alone: what the last probe said must not stand beside later training
+            f"{name} {form.format(metrics[key])}"
             for name, form, keys in SHOWN
-            if (key := next((k for k in keys if k in self.latest), None))
+            if (key := next((k for k in keys if k in metrics), None))
         )
-        self.progress.update(self.task, completed=step, description="train", shown=shown)
+        self.progress.update(self.task, completed=step, description=phase, shown=shown)
         if self.progress.disable and (phase == "probe" or step % max(self.steps // 10, 1) == 0):
             self.note(f"  {phase} {step}/{self.steps}  {shown}")
 

@@ -2,7 +2,7 @@
 
 S seeds and 63 prompts each; the truth is the mean over all seeds and all prompts that could have been drawn. Compared:
 Student's t over seeds, the plain bootstrap (rows and columns drawn as they are), the bootstrap of `align.compare`, and
-the wider of that and t, which `align.compare` prints. Five minutes; the table stands in docs/log.md.
+the wider of that and t, which `align.compare` prints. Ten minutes; the table stands in docs/log.md.
 `python scripts/coverage.py`
 """
 

@@ -29,11 +29,11 @@ def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) ->
 def exact_kl(logits: Tensor, reference_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL from policy to reference over the full vocabulary at each position, in nats.
 
-        KL_t = sum_v p_t[v] (log p_t[v] - log q_t[v])
+        KL_t = sum_v p_t[v] (log p_t[v] - log q_t[v]),    p = softmax(logits / tau), q = softmax(reference_logits)
 
-    logits [N, V] (p), reference_logits [N, V] (q) -> [N] float32, >= 0 up to rounding and never clamped
+    logits [N, V], reference_logits [N, V] -> [N] float32, >= 0 up to rounding and never clamped
     """
     assert logits.shape == reference_logits.shape, (logits.shape, reference_logits.shape)
     log_p = (logits.float() / temperature).log_softmax(-1)
-    log_q = (reference_logits.float() / temperature).log_softmax(-1)
+    log_q = reference_logits.float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)

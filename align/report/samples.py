@@ -152,9 +152,9 @@ def _shown(arm: Arm, run: SeedRun, step: int, prompt_id: str, sample: int) -> Sh
 def _facts(arm: Arm, row: Mapping[str, Any]) -> str:
     parts = []
     for name, metric in FACTS.items():
-        if (value := sample_value(row, metric.sample_field)) is not None:
-            bound = " at most" if metric == KL_K1 and arm.kind == BEST_OF_N else ""
-            parts.append(f"{name}{bound} {number(value, metric.decimals)}")
+        known = metric != KL_K1 or arm.kind != BEST_OF_N  # of the chosen answers there is a bound on the mean, no KL
+        if known and (value := sample_value(row, metric.sample_field)) is not None:
+            parts.append(f"{name} {number(value, metric.decimals)}")
     tokens = row.get(LENGTH.sample_field)
     parts += [f"{tokens} token{'s' * (tokens != 1)}"] if isinstance(tokens, int) else []
     parts += [CORRECT[bool(value)]] if (value := sample_value(row, SAMPLED.sample_field)) is not None else []

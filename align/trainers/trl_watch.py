@@ -6,15 +6,14 @@ Steps count as in the on-policy loop: row n is about the n-th update, the probe 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from align.checkpoints import Keeper, Snapshot, restore_rng, rng_state
+from align.checkpoints import Keeper, Snapshot
 from align.maths import preference
 
 # TRL's key -> ours. What is not here is dropped (its times and token counts: we have our own).
@@ -97,7 +96,7 @@ class Watcher(TrainerCallback):
         self._parts = parts
         start = self._start
         if start is None:
-            self._probe(0)
+            self.watch.probe(0)
             return
         parts["optimizer"].load_state_dict(start.state["optimizer"])
         parts["lr_scheduler"].load_state_dict(start.state["schedule"])
@@ -120,7 +119,7 @@ class Watcher(TrainerCallback):
         row["time/update"] = time.perf_counter() - self._began
         if state.is_world_process_zero:
             self.watch.log(step, row)
-        self._probe(step)
+        self.watch.probe(step)
         if self.watch.keeper is not None:
             self.watch.keeper.save(step, self.trained, self._state)
 
@@ -130,10 +129,6 @@ class Watcher(TrainerCallback):
             "schedule": self._parts["lr_scheduler"].state_dict(),
         }
 
-    def _probe(self, step: int) -> None:
-        with kept_rng():
-            self.watch.probe(step)
-
     def _check_start(self, loss: float) -> None:
         expected = self.watch.start_loss
         if expected is not None and abs(loss - expected) > START_TOLERANCE * max(1.0, expected):
@@ -141,13 +136,3 @@ class Watcher(TrainerCallback):
                 f"the first loss is {loss:.6f}, but with the policy equal to its reference it must be {expected:.6f}: "
                 "the reference is not the model that training starts from"
             )
-
-
-@contextmanager
-def kept_rng() -> Iterator[None]:
-    """Whatever is drawn inside, the random streams outside go on as if nothing had been."""
-    state = rng_state()
-    try:
-        yield
-    finally:
-        restore_rng(state)

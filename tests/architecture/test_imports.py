@@ -13,15 +13,17 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module may import from its own level and from those before it.
 LEVELS = [
     ["align.maths", "align.refusals", "align.on_policy_laws", "align.algo_laws", "align.laws", "align.schema",
-     "align.config", "align.locks", "align.runs", "align.seeds", "align.embedded", "align.hub", "align.tiny",
-     "align.records", "align.alarms",
-     "align.rollouts", "align.checkpoints", "align.places", "reward_models"],
+     "align.config", "align.alarms", "align.locks", "align.runs", "align.seeds", "align.embedded", "align.hub",
+     "align.tiny", "align.records", "align.rollouts", "align.checkpoints", "align.places", "align.jobs",
+     "reward_models"],
+    ["align.report", "align.compare", "align.terminal", "align.trackers", "align.watched", "align.watch_view",
+     "align.watch"],
     ["align.data", "align.device", "align.models", "align.reward_model", "align.forward"],
     ["align.sampling", "align.rewards", "align.critic"],
-    ["align.probe", "align.stages", "align.terminal", "align.best_of_n", "align.describe"],
-    ["align.opened"],
+    ["align.measures"],
+    ["align.probe", "align.stages", "align.describe"],
+    ["align.opened", "align.best_of_n", "align.tempered"],
     ["align.trainers"],
-    ["align.report", "align.compare"],
     ["align.experiment"],
     ["align.run", "align.sweep"],
 ]  # fmt: skip
@@ -78,8 +80,8 @@ def test_maths_imports_torch_only():
         )
 
 
-def test_comparing_runs_does_not_import_torch():
-    code = "import sys, align.compare, align.runs; print('torch' in sys.modules)"
+def test_comparing_and_watching_runs_does_not_import_torch():
+    code = "import sys, align.compare, align.runs, align.watch; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stdout + done.stderr
 

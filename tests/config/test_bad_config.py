@@ -186,6 +186,12 @@ ON_POLICY = [
     # best of n
     (["algo=best_of_n", "steps=11"], ["steps=11", "at most 10"]),
     (["algo=best_of_n", "steps=0"], ["steps=0", ">= 1"]),
+    (["algo=temperature", "steps=4"], ["steps=4", "use 3"]),
+    (["algo=temperature", "algo.temperatures=[0.9,0.5]"], ["algo.temperatures", "begin with 1"]),
+    (["algo=temperature", "algo.temperatures=[1.0,0.5,0.5]"], ["algo.temperatures", "each once"]),
+    (["algo=temperature", "algo.temperatures=[1.0,0.0]"], ["algo.temperatures", "0"]),
+    (["algo=temperature", "probe.every=2"], ["probe.every=2", "must be 1"]),
+    (["algo=temperature", "sampling.temperature=0.7"], ["sampling.temperature=0.7", "algo.temperatures"]),
     (["algo=best_of_n", "reward=none"], ["reward.formula=none", "reward=learned"]),
     # guards and checkpoints
     (["guard.nonfinite=ignore"], ["guard.nonfinite=ignore", "stop, skip"]),

@@ -17,7 +17,7 @@ from align.config import check, config_hash, plain
 from align.run import CONF
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = {"algo": 18, "model": 8, "data": 3, "reward": 4, "probe": 2, "sampling": 2, "guard": 1, "checkpoint": 1}
+GROUPS = {"algo": 19, "model": 8, "data": 3, "reward": 4, "probe": 2, "sampling": 2, "guard": 1, "checkpoint": 1}
 NOT_CHOICES = {"lora"}  # included by others, never chosen
 NEEDS = {("data", "jsonl"): ["data.path=pairs.jsonl"]}
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from reward_models.base import Sample
@@ -70,3 +73,13 @@ def generator(samples: Sequence[Sample]) -> Any:
 
 def takes_two(samples: Sequence[Sample], tokenizer: Any) -> list[float]:
     return [0.0] * len(samples)
+
+
+def killed_once(samples: Sequence[Sample]) -> list[float]:
+    """The first process that asks a third time is killed; KILLED_ONCE names the file that remembers it."""
+    CALLS.append(len(samples))
+    remembered = Path(os.environ["KILLED_ONCE"])
+    if len(CALLS) == 3 and not remembered.exists():
+        remembered.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [float(sum(sample.completion_ids) % 2) for sample in samples]

@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 EVEN = "tests.end_to_end.bandit:even"
 # A random policy answers no sum, so its reward is its form: something that differs from completion to completion.
 TINY = ("model=tiny", "data=arithmetic", f"reward.formula={EVEN}", "device=cpu", "dtype=float32", "probe.prompts=4",
-        "probe.pairs=4", "sampling.max_new_tokens=8")  # fmt: skip
+        "probe.pairs=4", "sampling.max_new_tokens=8", "tracker=none")  # fmt: skip
 
 
 def no_warmup(algo: str) -> tuple[str, ...]:
-    """A warm-up longer than the run is refused; best of n has no optimizer that could have one."""
-    if algo == "best_of_n":
+    """A warm-up longer than the run is refused; the baselines have no optimizer that could have one."""
+    if algo in ("best_of_n", "temperature"):
         return (f"algo={algo}",)
     return (f"algo={algo}", "algo.optimizer.warmup_steps=0")
 

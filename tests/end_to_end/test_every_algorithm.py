@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from align.runs import RunRecord, read
 from tests.config.test_conf import choices
-from tests.end_to_end.helpers import ROOT, adapter_moved, execute, no_warmup
+from tests.end_to_end.helpers import EVEN, ROOT, adapter_moved, execute, no_warmup
 
 STEPS = 3
 ONE_UPDATE = ("grpo", "rloo", "dr_grpo")
@@ -20,7 +20,8 @@ ON_POLICY = (*ONE_UPDATE, "ppo", "dapo", "gspo", "reinforce_pp")
 PREFERENCE = ("dpo", "ipo", "cdpo", "rdpo", "ldpo", "simpo", "orpo", "kto")
 POLICIES = ("sft", *PREFERENCE, *ON_POLICY)
 TRAINED = (*POLICIES, "reward")
-ALGORITHMS = (*TRAINED, "best_of_n")
+BASELINES = ("best_of_n", "temperature")
+ALGORITHMS = (*TRAINED, *BASELINES)
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +62,6 @@ def test_rows_are_a_probe_before_and_after_and_one_row_for_each_step(runs, algo)
 def test_no_number_is_missing(runs, algo):
     missing = [(row["step"], key) for row in runs(algo).rows for key, value in row.items() if value is None]
     assert missing == []
-
-
-@pytest.mark.parametrize("algo", ALGORITHMS)
-def test_every_key_it_logs_is_defined_in_the_docs(runs, algo):
-    patterns = documented()
-    keys = {key for row in runs(algo).rows for key in row}
-    assert [key for key in sorted(keys) if not any(fnmatch.fnmatchcase(key, p) for p in patterns)] == []
-
-
-def documented() -> list[str]:
-    """First cells of the tables of docs/metrics.md."""
-    cells = re.findall(r"^\|([^|]*`[^|]*)\|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
-    names = [name for cell in cells for name in re.findall("`([^`]+)`", cell)]
-    assert len(names) > 40
-    return [name.replace("<package.module:function>", "*:*") for name in names]
 
 
 @pytest.mark.parametrize("algo", TRAINED)
@@ -153,8 +139,9 @@ def test_only_ppo_has_a_critic_which_starts_at_zero_and_moves(runs):
 # --- best of n ---
 
 
-def test_best_of_n_is_a_probe_for_every_doubling_and_trains_nothing(runs):
-    run = runs("best_of_n")
+@pytest.mark.parametrize("algo", BASELINES)
+def test_a_baseline_is_a_probe_for_every_step_and_trains_nothing(runs, algo):
+    run = runs(algo)
     assert [(row["phase"], row["step"]) for row in run.rows] == [("probe", step) for step in range(STEPS + 1)]
     assert not (run.path / "adapter").exists()
     assert (run.rows[-1]["prompts"], run.rows[-1]["completions"], run.rows[-1]["gen_tokens"]) == (0, 0, 0)
@@ -179,13 +166,22 @@ def test_best_of_n_is_never_worse_than_best_of_fewer(runs):
     assert sum(curve[-1] for curve in curves.values()) > sum(curve[0] for curve in curves.values())
 
 
-def test_best_of_n_starts_where_every_other_arm_does(runs):
-    ours, theirs = (runs(algo).phase("probe")[0] for algo in ("best_of_n", "dpo"))
+@pytest.mark.parametrize(("algo", "own"), zip(BASELINES, ("kl/bound", "sampling/temperature"), strict=True))
+def test_a_baseline_starts_where_every_other_arm_does(runs, algo, own):
+    ours, theirs = (runs(name).phase("probe")[0] for name in (algo, "dpo"))
     same = {key for key in theirs if not key.startswith(("seconds", "time/", "memory/"))}
     assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
-    assert ours.keys() - theirs.keys() == {"kl/bound"}
-    first = [[row for row in runs(algo).samples if row["step"] == 0] for algo in ("best_of_n", "dpo")]
+    assert ours.keys() - theirs.keys() == {own}
+    first = [[row for row in runs(name).samples if row["step"] == 0] for name in (algo, "dpo")]
     assert first[0] == first[1] != []
+
+
+def test_colder_is_further_from_the_start_and_more_certain(runs):
+    rows = runs("temperature").phase("probe")
+    assert [row["sampling/temperature"] for row in rows] == [1.0, 0.85, 0.7, 0.5]
+    kl, entropy = ([row[key] for row in rows] for key in ("kl/exact", "policy/entropy"))
+    assert kl[0] == 0 and kl == sorted(kl) and kl[-1] > 0.001
+    assert entropy == sorted(entropy, reverse=True)
 
 
 @pytest.mark.parametrize("algo", ["sft", *PREFERENCE])
@@ -218,3 +214,47 @@ def test_the_learned_reward_is_trained_once_and_found_again(tmp_path):
     assert [stage.stat().st_mtime_ns for stage in stages] == written
     rewards = [run.phase("probe")[0]["reward/learned"] for run in (first, second)]
     assert rewards[0] == rewards[1] != 0
+
+
+# --- docs/metrics.md ---
+
+POOL = next((ROOT / "align" / "assets").glob("pool-*"))
+ANNOTATOR = ("data=annotator", f"data.pool.path={POOL}", "steps=1")
+# What no preset logs: gold, terms of a formula, and what is logged only where an axis is set.
+OTHERS = {
+    "gold": (*no_warmup("dpo"), *ANNOTATOR, "reward=none",
+             f"reward.formula={EVEN} - 0.01*length + terminated + 0.1*gold"),
+    "learned": (*no_warmup("rloo"), *ANNOTATOR, "reward=learned", "reward.formula=learned", "reward.learned.steps=1",
+                "reward.learned.algo.optimizer.warmup_steps=0"),
+    "verifier": (*no_warmup("rloo"), "reward=verifier", "reward.formula=verifier", "steps=1",
+                 "sampling.max_new_tokens=64", "probe.samples=8"),  # some answers end by chance
+    "axes": (*no_warmup("ppo"), "algo.kl.where=reward", "algo.kl.estimator=k1", "algo.kl.coef=0.1",
+             "algo.kl.target_nats_per_sequence=1", "algo.kl.horizon_completions=100", "algo.ratio.clip_dual=3",
+             "algo.critic.clip=0.2", "algo.scale.clip=1", "algo.truncation.mode=keep", "steps=1"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def logged(runs, tmp_path_factory) -> set[str]:
+    """Every key that any run logs: all algorithms, and the runs of OTHERS."""
+    root = tmp_path_factory.mktemp("others")
+    records = [runs(algo) for algo in ALGORITHMS] + [read(execute(root, *others)) for others in OTHERS.values()]
+    stages = [read(path) for path in (root / "stages").iterdir() if path.is_dir()]
+    return {key for record in (*records, *stages) for row in record.rows for key in row}
+
+
+def documented() -> list[str]:
+    """First cells of the tables of docs/metrics.md."""
+    cells = re.findall(r"^\|([^|]*`[^|]*)\|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    names = [name for cell in cells for name in re.findall("`([^`]+)`", cell)]
+    assert len(names) > 40
+    return [name.replace("<package.module:function>", "*:*").replace("<term>", "*") for name in names]
+
+
+def test_every_key_that_is_logged_is_defined_in_the_docs(logged):
+    patterns = documented()
+    assert [key for key in sorted(logged) if not any(fnmatch.fnmatchcase(key, p) for p in patterns)] == []
+
+
+def test_every_key_that_is_defined_in_the_docs_is_logged(logged):
+    assert [pattern for pattern in documented() if not fnmatch.filter(logged, pattern)] == []

@@ -54,7 +54,8 @@ def shell(monkeypatch, tmp_path, capfd):
 def test_an_interrupted_run_keeps_what_it_has_learned(shell, algo, tmp_path):
     code, message, run = shell(*no_warmup(algo), *INTERRUPTING)
     assert code == 130
-    assert message.endswith("interrupted\n") and "Traceback" not in message
+    assert message.endswith(f"{run.path}\n") and "Traceback" not in message
+    assert message.count("\ninterrupted\n") == 1 and message.count("resume=true") == 1
     assert run.state == "interrupted"
     assert [(row["phase"], row["step"]) for row in run.rows] == DONE[algo]
     assert adapter_moved(load_file(run.path / "adapter" / "adapter_model.safetensors"))

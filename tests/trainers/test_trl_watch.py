@@ -9,7 +9,8 @@ import numpy
 import pytest
 import torch
 
-from align.trainers.trl_watch import kept_rng, start_loss, translate
+from align.checkpoints import kept_rng
+from align.trainers.trl_watch import start_loss, translate
 from tests.trainers import tiny
 
 
