@@ -118,13 +118,13 @@ def _csv_cells(name: str, estimate: Estimate | None) -> dict[str, float | None]:
 
 
 def terminal_table(summaries: Sequence[Summary], kl: Metric) -> Table:
-    """Start -> end and the change with its interval's half-width; fits 80 columns."""
+    """Start -> end and the interval of the change; fits 80 columns."""
     shown = [metric for metric in CHANGES if any(summary.end[metric.key] for summary in summaries)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("arm", overflow="fold", min_width=12)
     table.add_column(Text(f"{kl.key}\nnats/seq"), justify="right")
     for metric in shown:
-        table.add_column(Text(f"{metric.key}\nchange ±95%"), justify="right")
+        table.add_column(Text(f"{metric.key}\nchange, 95%"), justify="right")
     for summary in summaries:
         about = f"{summary.seeds} seed{'s' * (summary.seeds != '1')}, {summary.steps}"
         arm = Text.assemble(summary.arm.label, "\n", (about, "dim"))
@@ -143,5 +143,7 @@ def _terminal_cell(summary: Summary, metric: Metric) -> Text:
     if delta is None:
         return Text(line)
     low, high = delta.difference.low, delta.difference.high
-    half = f" ±{number((high - low) / 2, decimals)}" if low is not None and high is not None else ""
-    return Text(f"{line}\n{number(delta.difference.mean, decimals, sign=True)}{half}")
+    if low is None or high is None:
+        return Text(f"{line}\n{number(delta.difference.mean, decimals, sign=True)}")
+    edges = (number(edge, decimals, sign=True) for edge in (low, high))
+    return Text(f"{line}\n[{', '.join(edges)}]")
