@@ -147,7 +147,10 @@ def _real(found: Findings) -> Answer:
     if every:
         which = f": {'; '.join(held)}" if 0 < len(held) <= KEYS else ""
         hold = f"{len(held)} hold{'s' * (len(held) == 1)}"
-        lines.append(f"Of {len(every)} differences between arms at the end, {hold} after Holm's correction{which}.")
+        one = ", on these prompts of one seed" if any(claim.decided and claim.by_prompts for _, claim in every) else ""
+        lines.append(
+            f"Of {len(every)} differences between arms at the end, {hold} after Holm's correction{one}{which}."
+        )
     return Answer("Is that difference real?", tuple(lines), "pairs", "arm against arm")
 
 

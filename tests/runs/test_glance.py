@@ -61,6 +61,19 @@ def test_one_seed_without_samples_says_nothing_of_direction(tmp_path):
     assert "cannot be said: one seed (+1.000)" in said["Is that difference real?"]
 
 
+def test_what_one_seed_shows_is_said_of_its_prompts_only(tmp_path):
+    paths = [write_run(tmp_path / algo, config(algo)) for algo in ("grpo", "dpo")]
+    said = answers_of(*paths)
+    assert "8 prompts of one seed; another seed may differ" in said["Did length grow?"]
+    assert "hold after Holm's correction, on these prompts of one seed" in said["Is that difference real?"]
+
+
+def test_events_that_are_alarms_are_not_counted_twice(tmp_path):
+    noted = [("repetition", 10, "said while it ran"), ("nonfinite", 5, "one reward was NaN")]
+    arms, left_out = group(load([write_run(tmp_path / "a", config(), events=noted)]))
+    assert [(fired.kind, fired.alarm) for fired in examine(arms, left_out).fired] == [("nonfinite", False)]
+
+
 def test_what_changed_names_the_science_before_the_circumstances(tmp_path):
     first = write_run(tmp_path / "a", config(algo__kl__coef=0.0, device="cpu", sampling__rows=8))
     said = answers_of(first, write_run(tmp_path / "b", config(algo__kl__coef=0.1, device="cuda")))
