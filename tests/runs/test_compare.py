@@ -156,7 +156,8 @@ def test_model_output_prompts_and_names_are_text_and_nothing_else(tmp_path, caps
             (path / "samples.jsonl").read_text("utf-8").replace("LONE", r"\ud800"), "utf-8"
         )
     found = compared(tmp_path, *paths)
-    assert found.tags.count("script") == 1 and "b" not in found.tags
+    html = (tmp_path / "out" / "index.html").read_text("utf-8")  # a parser swallows what stands in a stray <script>
+    assert re.findall(r"<(script|b|img)\b", html) == ["script"] == [tag for tag in found.tags if tag in ("script", "b")]
     assert found.text.count("<script>alert(1)</script>") > 2 * len(PROMPTS)
     assert "␛[31mred ␀ \ufffdabc \ufffd {{ 7 * 7 }}" in found.text  # samples
     assert "␛[31mred ␀ \ufffdabc LONE {{ 7 * 7 }}" in found.text  # names

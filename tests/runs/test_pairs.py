@@ -100,8 +100,10 @@ def test_baselines_are_compared_with_at_a_level_but_not_at_their_end(tmp_path):
 def test_values_at_a_level_lie_between_probes_and_are_never_extrapolated(tmp_path):
     arms = arms_of(tmp_path, {0.0: [1.0, 2.0], 0.1: [3.0, 5.0], 0.2: [1.0, 2.0]})
     for run in arms[1].seeds:
-        run.probes[20]["kl/exact"] = 1.0  # this arm gets to 1 nat, the others to 2
+        run.probes[20]["kl/exact"] = 1.0  # this arm gets to 1 nat, the first to 2
         run.probes[10]["kl/exact"] = 0.5
+    for run in arms[2].seeds:
+        run.probes[20]["kl/exact"] = 3.0  # alone beyond 2 nats: nothing to compare it with there
     table = levels.at_matched_kl(arms, KL_EXACT)
     assert [level.at for level in table.levels] == [0.5, 1.0, 2.0]
     half, one, two = table.levels
