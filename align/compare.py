@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,24 +11,33 @@ from rich.text import Text
 
 from align import runs
 from align.report import arms as grouping
-from align.report import checks, curves, figures, page, tables
+from align.report import diagnostics, figures, gallery, levels, page, pairs, tables
+from align.report.curves import Figure
+from align.report.findings import Findings, examine
+from align.report.markdown import to_markdown
 
 HELP = """\
 usage: python -m align.compare RUN_DIR... [out=DIR]
 
 Compares any number of runs, finished or not, and prints a table; the last line is the path of the page.
 
-  RUN_DIR   a folder written by align.run (config.yaml, meta.json, metrics.jsonl, samples.jsonl)
+  RUN_DIR   a folder written by align.run (config.yaml, meta.json, metrics.jsonl, samples.jsonl, events.jsonl)
   out=DIR   where to write, made if missing; default: compare
 
-Runs whose configs differ only in the seed are one arm: their values are means over seeds with 95% t-intervals. An arm
-with one seed gets its intervals from its prompts instead. Arms are called what their configs differ in.
+Runs whose configs differ only in the seed are one arm, called what its config differs in. The first arm named is the
+one that others are compared with; up to four arms are compared in all pairs. Intervals are 95%: paired over seeds and
+prompts, over the prompts alone with one seed. "higher" and "lower" are said where the interval leaves out zero and p
+is below 0.05 after Holm's correction; everything else is "not shown".
 
 Written into DIR:
-  index.html     summary, figures, config differences and completions side by side; self-contained
-  summary.csv    the summary at full precision, one row per arm
-  *.svg, *.png   reward against KL; reward, length and KL against the step
+  index.html      five questions answered, tables, figures, config differences, alarms, completions; self-contained
+  summary.md      the same sentences and tables as Markdown
+  summary.csv     one row per arm, full precision
+  pairwise.csv    arm against arm at the end
+  matched.csv     arms at the same KL and at the same number of generated tokens
+  *.svg, *.png    every figure of the page
 
+Runs of algo=best_of_n and algo=temperature are baselines: untrained, drawn into the figures over KL.
 Warnings say when arms differ in start weights, data or probe, or disagree at step 0 although they share them.
 
 example: python -m align.compare runs/grpo-0 runs/grpo-1 runs/dpo-0 out=grpo-vs-dpo
@@ -47,37 +55,38 @@ def compare(paths: Sequence[Path], out: Path) -> Path:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        comparison = _comparison(paths, out)
-        _remove_stale(out, {figure.name for figure, _ in comparison.figures})
-        runs.write_text(out / "summary.csv", tables.to_csv(comparison.summaries, comparison.kl))
-        runs.write_text(out / "index.html", page.render(comparison))
+        found = examine(*grouping.group(grouping.load(paths)))
+        drawn = [(figure, figures.save(figure, out)) for figure in _figures(found)]
+        _remove_stale(out, {figure.name for figure, _ in drawn})
+        runs.write_text(out / "summary.csv", tables.to_csv(found.summaries, found.kl))
+        runs.write_text(out / "pairwise.csv", pairs.to_csv(found.pairs))
+        runs.write_text(out / "matched.csv", levels.to_csv(found.matched))
+        runs.write_text(out / "summary.md", to_markdown(found))
+        runs.write_text(out / "index.html", page.render(found, drawn, files=True))
     except OSError as error:
         raise runs.RunError(f"out={out} cannot be written: {error.strerror or error}") from error
     console = Console()
-    for warning in comparison.warnings:
+    for warning in found.warnings:
         console.print(Text.assemble(("WARNING ", "bold red"), warning))
-    console.print(tables.terminal_table(comparison.summaries, comparison.kl))
+    console.print(tables.terminal_table(found.summaries, found.kl))
     return out / "index.html"
 
 
 def report(run: Path) -> Path:
     """The page of one run, `RUN_DIR/report.html`, and nothing else beside it."""
-    with tempfile.TemporaryDirectory() as figures_folder:
-        runs.write_text(run / "report.html", page.render(_comparison([run], Path(figures_folder))))
+    found = examine(*grouping.group(grouping.load([run])))
+    drawn = [(figure, figures.for_page(figure)) for figure in _figures(found)]
+    runs.write_text(run / "report.html", page.render(found, drawn, files=False))
     return run / "report.html"
 
 
-def _comparison(paths: Sequence[Path], figures_folder: Path) -> page.Comparison:
-    arms, left_out = grouping.group(grouping.load(paths))
-    kl = tables.kl_metric(arms)
-    summaries = [tables.summarise(arm, kl) for arm in arms]
-    drawn = [(figure, figures.save(figure, figures_folder)) for figure in curves.figures(arms, kl)]
-    return page.Comparison(arms, left_out, summaries, kl, checks.warnings(arms, left_out), drawn)
+def _figures(found: Findings) -> list[Figure]:
+    return gallery.figures(found.arms, found.kl, diagnostics.marks(found.fired))
 
 
 def _remove_stale(out: Path, drawn: set[str]) -> None:
     """A figure of an earlier comparison that this one lacks must not lie beside the new page."""
-    for name in set(curves.NAMES) - drawn:
+    for name in set(gallery.NAMES) - drawn:
         for suffix in (".svg", ".png"):
             (out / f"{name}{suffix}").unlink(missing_ok=True)
 
@@ -107,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         print(compare(*parse(arguments)))
     except (UsageError, runs.RunError) as error:
-        print(f"align.compare: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 

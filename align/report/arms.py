@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,14 @@ from align.report.text import config_value, one_line
 
 # Where a run is written and who watches it is no part of the experiment.
 NOT_THE_EXPERIMENT = ("seed", "run_dir", "runs_root", "tracker", "resume", "checkpoint")
+# algo.kind of what trains nothing: the start model sampled differently. Their steps are n or temperatures.
+BEST_OF_N, TEMPERED = "best_of_n", "tempered"
+# Differences are told in this order, the science first; then the rest; last what changes speed and rounding alone.
+SCIENCE = ("algo.name", "algo.kind", "model.name", "data.name", "reward.formula", "algo.", "reward.", "data.", "model.",
+           "sampling.", "steps", "probe.")  # fmt: skip
+CIRCUMSTANCES = ("algo.micro_batch", "algo.critic.micro_batch", "sampling.rows", "guard.", "device", "dtype")
 ABSENT = object()  # what `differing` compares a missing key as: not the same as null
-LABEL_PARTS = 3
+LABEL_PARTS = 2  # more only where arms would share a name
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class SeedRun:
     probes: Mapping[int, Mapping[str, Any]]  # step -> probe row
     # step -> (prompt id, sample) -> row, of step 0 and the last one only
     samples: Mapping[int, Mapping[tuple[str, int], Mapping[str, Any]]]
+    events: tuple[Mapping[str, Any], ...] = ()  # of events.jsonl
 
     @property
     def last(self) -> int | None:
@@ -35,7 +44,7 @@ class SeedRun:
     def value(self, step: int, key: str) -> float | None:
         """A probe value; None where it was not logged or not finite."""
         value = self.probes.get(step, {}).get(key)
-        return float(value) if isinstance(value, int | float) else None
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,23 @@ class Arm:
     label: str
     config: Mapping[str, Any]  # flat: dotted key -> value, without NOT_THE_EXPERIMENT
     seeds: tuple[SeedRun, ...]
+    style: int = 0  # its look in every figure and table: 0, 1, ... for trained arms, -1, -2, ... for baselines
+
+    @property
+    def kind(self) -> str:
+        return str(self.config.get("algo.kind"))
+
+    @property
+    def trained(self) -> bool:
+        """Whether its steps are training; best-of-n and temperatures are baselines, with n or T in their place."""
+        return self.kind not in (BEST_OF_N, TEMPERED)
+
+    def setting(self, step: int) -> str:
+        """What a baseline's step stands for: "n=4", "T=0.7"."""
+        if self.kind == BEST_OF_N:
+            return f"n={2**step}"
+        found = (value for run in self.seeds if (value := run.value(step, "sampling/temperature")) is not None)
+        return f"T={next(found, math.nan):g}"
 
     @property
     def steps(self) -> list[int]:
@@ -84,16 +110,22 @@ def group(seed_runs: Sequence[SeedRun]) -> tuple[list[Arm], list[SeedRun]]:
         seeds[str(run.seed)] = run
     members = [tuple(seeds.values()) for seeds in by_config.values()]
     configs = [_experiment(seeds[0]) for seeds in members]
-    names = labels(configs)
-    return [Arm(*parts) for parts in zip(names, configs, members, strict=True)], left_out
+    arms = [Arm(*parts) for parts in zip(labels(configs), configs, members, strict=True)]
+    return _styled(arms), left_out
+
+
+def _styled(arms: Sequence[Arm]) -> list[Arm]:
+    """Baselines take no colour away from the arms."""
+    trained, baselines = itertools.count(), itertools.count(-1, -1)
+    return [replace(arm, style=next(trained if arm.trained else baselines)) for arm in arms]
 
 
 def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Call each arm what sets it apart.
 
     Group names that differ come first (`algo.name`, `model.name`); then `key=value` for every key in which the arm
-    differs from arms of the same names. The many keys that differ only because another algorithm has other keys are
-    for the table of differences.
+    differs from arms of the same names, without the `algo.` that most of them begin with. The many keys that differ
+    only because another algorithm has other keys are for the table of differences.
     """
     if len(configs) == 1:
         return [one_line(str(configs[0].get("algo.name", "run")))]
@@ -104,16 +136,27 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         peers = [other for other in configs if [other.get(name) for name in names] == named]
         words = [config_value(config[name]) for name in names if name in config]
         for key in differing(peers):
-            words.append(f"{key}={config_value(config[key])}" if key in config else f"no {key}")
+            name = key.removeprefix("algo.")
+            words.append(f"{name}={config_value(config[key])}" if key in config else f"no {name}")
         parts.append(words)
-    short = [_join(words, LABEL_PARTS) for words in parts]
-    return short if len(set(short)) == len(short) else [_join(words, len(words)) for words in parts]
+    for limit in range(LABEL_PARTS, max(map(len, parts)) + 1):
+        short = [_join(words, limit) for words in parts]
+        if len(set(short)) == len(short):
+            return short
+    return [_join(words, len(words)) for words in parts]
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys that do not have one value in all configs, in order of appearance. A missing key is not null."""
+    """Keys that do not have one value in all configs, what matters most first. A missing key is not null."""
     keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if any(config.get(key, ABSENT) != configs[0].get(key, ABSENT) for config in configs)]
+    found = [key for key in keys if any(config.get(key, ABSENT) != configs[0].get(key, ABSENT) for config in configs)]
+    return sorted(found, key=_rank)  # stable: in order of appearance within a rank
+
+
+def _rank(key: str) -> int:
+    if key.startswith(CIRCUMSTANCES):
+        return len(SCIENCE) + 1
+    return next((rank for rank, start in enumerate(SCIENCE) if key.startswith(start)), len(SCIENCE))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -136,8 +179,8 @@ def _progress(run: SeedRun) -> int:
 
 
 def _join(words: Sequence[str], limit: int) -> str:
-    more = [f"+{len(words) - limit} more"] if len(words) > limit else []
-    return ", ".join([*words[:limit], *more]) or "run"
+    more = f" (+{len(words) - limit} more)" if len(words) > limit else ""
+    return (", ".join(words[:limit]) + more) or "run"
 
 
 def _load(path: Path) -> SeedRun:
@@ -161,4 +204,5 @@ def _load(path: Path) -> SeedRun:
             samples.setdefault(row["step"], {})[str(row.get("prompt_id")), row.get("sample") or 0] = row
     wanted = {0, max(samples, default=0), max(probes, default=0)}
     slim = runs.RunRecord(record.path, record.config, record.meta, record.state, record.rows)
-    return SeedRun(slim, record.config.get("seed"), probes, {step: samples[step] for step in wanted & set(samples)})
+    kept = {step: samples[step] for step in wanted & set(samples)}
+    return SeedRun(slim, record.config.get("seed"), probes, kept, tuple(runs.read_lines(path / "events.jsonl")))

@@ -1,16 +1,25 @@
-"""What each figure shows: titles, captions, axes and points. `figures.py` draws them."""
+"""Curves: an arm's mean at each probed step, and every seed's own line. `gallery.py` says which figures there are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from align.report.arms import Arm, SeedRun
+from align.report.metrics import STEP, Metric
 from align.report.stats import Estimate, t_interval
-from align.report.tables import GOLD, LENGTH, PROXY, Metric
-from align.report.text import number, one_line
+from align.report.text import number
 
-STEP = Metric("step", "optimizer step", decimals=0)
+CROWDED = 6  # with more arms, intervals, single seeds and marks hide more than they show
+Of = Callable[[Arm, SeedRun, int], float | None]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis shows, and what it is for one run at one step."""
+
+    metric: Metric
+    of: Of
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,7 @@ class Point:
     x: Estimate
     y: Estimate
     hover: str
+    tag: str = ""  # written beside it: "n=4"
 
 
 @dataclass(frozen=True)
@@ -26,97 +36,87 @@ class Curve:
     """One arm: the mean at each probed step over the seeds that reached its end, and every seed's own line."""
 
     label: str
-    style: int  # the arm's number: its colour and marker in every figure
+    style: int  # the arm's look in every figure
+    variant: int  # 1: the second quantity of a figure that shows two, hollow and dashed
     points: tuple[Point, ...]
     seeds: tuple[tuple[tuple[float, float], ...], ...]
 
 
 @dataclass(frozen=True)
+class Mark:
+    """The first step at which an alarm fired in some seed of an arm."""
+
+    step: int
+    style: int
+    hover: str
+
+
+@dataclass(frozen=True)
 class Figure:
     name: str  # of its files
+    group: str  # the heading it stands under
     title: str
     caption: str
     x_label: str
     y_label: str
     curves: tuple[Curve, ...]
+    variants: tuple[str, ...] = ()  # what curves of variant 0 and 1 are, where there are two
+    marks: tuple[Mark, ...] = ()
+    zero: bool = False  # draw the line y = 0
 
     @property
-    def path(self) -> bool:
-        """A path through the plane (reward against KL), as opposed to a function of the step."""
-        return self.x_label != STEP.title
+    def by_step(self) -> bool:
+        return self.x_label == STEP.title
+
+    @property
+    def plane(self) -> bool:
+        """A path through a plane (reward against KL), as opposed to a function of what only grows."""
+        return self.x_label.startswith("KL")
 
     @property
     def crowded(self) -> bool:
-        return len(self.curves) > CROWDED
+        return len({curve.style for curve in self.curves}) > CROWDED
 
 
-CROWDED = 6  # with more arms, intervals and single seeds hide more than they show
-NAMES = ("frontier-proxy", "frontier-gold", "proxy-step", "gold-step", "length-step", "kl-step")
+def of(metric: Metric) -> Axis:
+    return Axis(metric, lambda _, run, step: run.value(step, metric.key))
 
 
-def figures(arms: Sequence[Arm], kl: Metric) -> list[Figure]:
-    """The figures for which some arm has points, frontier first."""
-    rewards = ((PROXY, "proxy", _proxy_label(arms)), (GOLD, "gold", GOLD.title))
-    drawn = [_frontier(arms, kl, metric, name, label) for metric, name, label in rewards]
-    drawn += [_against_step(arms, metric, f"{name}-step", label) for metric, name, label in rewards]
-    drawn.append(_against_step(arms, LENGTH, "length-step", _axis(LENGTH)))
-    drawn.append(_against_step(arms, kl, "kl-step", _axis(kl)))
-    return [figure for figure in drawn if any(curve.points for curve in figure.curves)]
-
-
-def how_to_read(arms: Sequence[Arm]) -> str:
-    """What the lines, bands and bars of all figures are."""
-    if all(len(arm.seeds) == 1 for arm in arms):
-        return "Each line is one run."
-    if len(arms) > CROWDED:
-        return "Lines are means over seeds; intervals are left out among so many arms and stand in the summary."
-    whose = " that reached the last step" if any(len(arm.at_end) < len(arm.seeds) for arm in arms) else ""
-    return (
-        f"Lines are means over seeds{whose}, thin lines single seeds; bands, and bars at the end of a reward-KL path, "
-        "are 95% t-intervals over seeds, cut at the frame."
-    )
-
-
-def _frontier(arms: Sequence[Arm], kl: Metric, reward: Metric, name: str, label: str) -> Figure:
-    title = f"{reward.title.capitalize()} against KL"
-    caption = (
-        f"The {reward.title} of each arm for how far it has moved from the reference: one point per probed step, "
-        "joined in step order from step 0 (ring)."
-    )
-    return Figure(f"frontier-{name}", title, caption, _axis(kl), label, _curves(arms, kl, reward))
-
-
-def _against_step(arms: Sequence[Arm], metric: Metric, name: str, label: str) -> Figure:
-    what = metric.title.split(",")[0]
-    what = what[0].upper() + what[1:]
-    caption = f"{what} on the held-out probe prompts at each probed step."
-    return Figure(name, f"{what} during training", caption, STEP.title, label, _curves(arms, STEP, metric))
-
-
-def _axis(metric: Metric) -> str:
-    return f"{metric.title} ({metric.unit})"
-
-
-def _curves(arms: Sequence[Arm], x: Metric, y: Metric) -> tuple[Curve, ...]:
-    return tuple(
+def curves(arms: Sequence[Arm], x: Axis, y: Axis, variant: int = 0) -> tuple[Curve, ...]:
+    """One per arm that has points."""
+    made = (
         Curve(
             arm.label,
-            number,
-            tuple(point for step in arm.steps if (point := _point(arm, step, x, y))),
-            tuple(_seed_line(run, x, y) for run in arm.seeds) if len(arm.seeds) > 1 else (),
+            arm.style,
+            variant,
+            _points(arm, x, y),
+            tuple(_seed_line(arm, run, x, y) for run in arm.seeds) if len(arm.seeds) > 1 else (),
         )
-        for number, arm in enumerate(arms)
+        for arm in arms
     )
+    return tuple(curve for curve in made if curve.points)
 
 
-def _point(arm: Arm, step: int, x: Metric, y: Metric) -> Point | None:
-    pairs = [pair for run in arm.at_end if (pair := _pair(run, step, x, y))]
+def _points(arm: Arm, x: Axis, y: Axis) -> tuple[Point, ...]:
+    return tuple(point for step in _order(arm) if (point := _point(arm, step, x, y)))
+
+
+def _order(arm: Arm) -> list[int]:
+    """Steps as they are joined: of temperatures, from the highest to the lowest."""
+    heat = {step: arm.seeds[0].value(step, "sampling/temperature") for step in arm.steps}
+    return sorted(arm.steps, key=lambda step: (-(heat[step] or 0.0), step))
+
+
+def _point(arm: Arm, step: int, x: Axis, y: Axis) -> Point | None:
+    pairs = [pair for run in arm.at_end if (pair := _pair(arm, run, step, x, y))]
     if not pairs:
         return None
     across, up = t_interval([pair[0] for pair in pairs]), t_interval([pair[1] for pair in pairs])
     seeds = f" ({len(pairs)} seeds)" if len(pairs) > 1 else ""
-    lines = [f"{arm.label}, step {step}{seeds}", _hover(y, up), *([_hover(x, across)] if x is not STEP else [])]
-    return Point(step, across, up, "\n".join(lines))
+    tag = "" if arm.trained else arm.setting(step)
+    lines = [f"{arm.label}, {tag or f'step {step}'}{seeds}", _hover(y.metric, up)]
+    lines += [_hover(x.metric, across)] if x.metric != STEP else []
+    return Point(step, across, up, "\n".join(lines), tag)
 
 
 def _hover(metric: Metric, estimate: Estimate) -> str:
@@ -127,20 +127,10 @@ def _hover(metric: Metric, estimate: Estimate) -> str:
     return f"{metric.title} {number(estimate.mean, metric.decimals)}{unit}{interval}"
 
 
-def _pair(run: SeedRun, step: int, x: Metric, y: Metric) -> tuple[float, float] | None:
-    across = float(step) if x is STEP else run.value(step, x.key)
-    up = run.value(step, y.key)
+def _pair(arm: Arm, run: SeedRun, step: int, x: Axis, y: Axis) -> tuple[float, float] | None:
+    across, up = x.of(arm, run, step), y.of(arm, run, step)
     return None if across is None or up is None else (across, up)
 
 
-def _seed_line(run: SeedRun, x: Metric, y: Metric) -> tuple[tuple[float, float], ...]:
-    return tuple(pair for step in sorted(run.probes) if (pair := _pair(run, step, x, y)))
-
-
-def _proxy_label(arms: Sequence[Arm]) -> str:
-    """ "proxy reward: learned - 0.01*length": the config's formula, where all that log the reward share it."""
-    formulas = {arm.config.get("reward.formula") for arm in arms if arm.logs(PROXY.key)}
-    if len(formulas) > 1:
-        return f"{PROXY.title} (not the same in all arms)"
-    formula = next(iter(formulas), None)
-    return f"{PROXY.title}: {one_line(formula)}" if isinstance(formula, str) else PROXY.title
+def _seed_line(arm: Arm, run: SeedRun, x: Axis, y: Axis) -> tuple[tuple[float, float], ...]:
+    return tuple(pair for step in _order(arm) if step in run.probes and (pair := _pair(arm, run, step, x, y)))

@@ -48,12 +48,22 @@ ALGO: dict[str, dict[str, Any]] = {
     "dpo": {"kind": "preference", "loss": "sigmoid", "beta": 0.1, "pairs_per_step": 16},
     "sft": {"kind": "sft", "examples_per_step": 16},
 }
+# Baselines: their steps are n = 2^step and temperatures.
+TEMPERATURES = (1.0, 0.7, 0.5, 0.3)
+BASELINES: dict[str, dict[str, Any]] = {
+    "best_of_n": {"kind": "best_of_n"},
+    "temperature": {"kind": "tempered", "temperatures": list(TEMPERATURES)},
+}
 
 
 def config(algo: str = "grpo", seed: int = 0, **changes: Any) -> dict[str, Any]:
     """A resolved config. `changes` are dotted keys with "__" for the dot: `algo__kl__coef=0.1`."""
     made: dict[str, Any] = {
-        "algo": {"name": algo, **copy.deepcopy(ALGO[algo]), "optimizer": {"lr": 1e-4, "schedule": "constant"}},
+        "algo": {
+            "name": algo,
+            **copy.deepcopy((ALGO | BASELINES)[algo]),
+            "optimizer": {"lr": 1e-4, "schedule": "constant"},
+        },
         "model": {"name": "smollm2-135m", "path": "embedded", "start": None, "lora": {"rank": 16, "alpha": 32}},
         "data": {"kind": "annotator", "name": "annotator", "labels": {"pairs": 1024, "sharpness": 1.5}},
         "reward": {"formula": "learned", "learned": {"run": None, "steps": 64}},
@@ -85,10 +95,12 @@ def write_run(
     meta: Mapping[str, Any] | None = None,
     values: Mapping[str, float] | None = None,
     texts: tuple[str, str] | None = None,
+    events: Sequence[tuple[str, int, str]] = (),
 ) -> Path:
     """One run directory with probe rows and samples at `steps`.
 
-    `meta` is put on top of meta.json, `values` on top of every probe row; `texts` replaces every prompt and completion.
+    `meta` is put on top of meta.json, `values` on top of every probe row; `texts` replaces every prompt and completion;
+    `events` are (kind, step, sentence).
     """
     algo, seed = settings["algo"]["name"], settings["seed"]
     about = {"align": "0.1.0", "name": f"{algo} smollm2-135m annotator", "commit": "0123456789abcdef"}
@@ -100,7 +112,11 @@ def write_run(
         run.log("probe", step, _probe(algo, seed, step, samples) | dict(values or {}))
         run.log_samples(samples)
         run.log("train", step, {"loss": 0.7 / (1 + step), "optim/lr": 1e-4, "time/update": 1.5})
-        run.count(prompts=40, completions=320, gen_tokens=12_800)
+        samples_something = settings["algo"]["kind"] == "on_policy"
+        run._started -= 30 + 10 * len(algo)  # an hour's work in no time
+        run.count(prompts=40, completions=320, gen_tokens=12_800 if samples_something else 0)
+    for event in events:
+        run.event(*event)
     run.__exit__(*{"failed": (RuntimeError, RuntimeError("out of memory"), None)}.get(state, (None, None, None)))
     if state in ("running", "interrupted"):
         run.status(state)
@@ -112,10 +128,21 @@ def write_sweep(root: Path, algos: Sequence[str] = tuple(ALGO), seeds: Sequence[
     return [write_run(root / f"{algo}-{seed}", config(algo, seed)) for algo in algos for seed in seeds]
 
 
+def write_baselines(root: Path, seeds: Sequence[int] = (0, 1, 2)) -> list[Path]:
+    """Best-of-n up to 8 and four temperatures, with every seed."""
+    steps = {"best_of_n": range(4), "temperature": range(len(TEMPERATURES))}
+    return [
+        write_run(root / f"{algo}-{seed}", config(algo, seed, steps=3), steps=tuple(steps[algo]))
+        for algo in BASELINES for seed in seeds
+    ]  # fmt: skip
+
+
 def _drift(algo: str, seed: int, step: int) -> tuple[random.Random, tuple[float, ...]]:
     """Randomness that is the same for every algorithm at step 0, and how far each quantity has moved."""
     rng = random.Random(f"start {seed}" if step == 0 else f"{algo} {seed} {step}")
     scale = math.sqrt(step / 20) * (1 + (rng.gauss(0, 0.12) if step else 0))
+    if algo in BASELINES:
+        scale = math.sqrt(step / 10)
     return rng, tuple(part * scale for part in DRIFT.get(algo, DRIFT["grpo"]))
 
 
@@ -129,7 +156,10 @@ def _samples(algo: str, seed: int, step: int, texts: tuple[str, str] | None) -> 
             rewards = {"reward": 0.2 + proxy + rng.gauss(0, 0.15), "gold": 0.1 + gold + rng.gauss(0, 0.15)}
             row = {"step": step, "prompt_id": f"p{number}", "sample": sample, "prompt": texts[0] if texts else prompt}
             row |= {"completion": texts[1] if texts else said, "tokens": length, "finished": rng.random() > 0.1}
-            rows.append(row | {"kl": max(0.0, kl + rng.gauss(0, 0.2)) if step else 0.0, **rewards, "components": {}})
+            row |= {"kl": max(0.0, kl + rng.gauss(0, 0.2)) if step else 0.0, **rewards, "components": {}}
+            row |= {"kl_exact": max(0.0, kl + rng.gauss(0, 0.05)) if step else 0.0, "entropy": 2.3 - 0.1 * kl}
+            row |= {"rep3": abs(rng.gauss(0, 0.02)) + 0.02 * kl, "correct": None}
+            rows.append(row | {"win": float(rng.random() < 0.5 + 0.3 * gold) if step else 0.5})
     return rows
 
 
@@ -138,15 +168,29 @@ def _probe(algo: str, seed: int, step: int, samples: Sequence[Mapping[str, Any]]
         return sum(row[field] for row in samples) / len(samples)
 
     _, (kl, _, gold, _) = _drift(algo, seed, step)
-    return {
+    found = {
         "kl/k1": mean("kl"),
-        "kl/exact": kl,
+        "kl/exact": mean("kl_exact"),
         "reward/proxy": mean("reward"),
         "reward/gold": mean("gold"),
         "reward/gap": mean("reward") - mean("gold"),
         "length/mean": mean("tokens"),
+        "length/restricted_mean": mean("tokens"),
         "length/truncated": 1 - mean("finished"),
         "policy/entropy": 2.3 - 0.1 * kl,
-        "win/gold": 0.5 + 0.3 * gold,
+        "text/rep3": mean("rep3"),
+        "text/distinct2": 0.8 - 0.03 * kl,
+        "text/self_bleu": 0.2 + 0.05 * kl,
+        "win/gold": mean("win"),
+        "win/gold_lc": 0.5 + 0.2 * gold,
+        "pref/chosen_logprob": -0.4 * kl,
+        "pref/rejected_logprob": -1.5 * kl,
         "time/probe": 1.0 + DRIFT.get(algo, (0.0,))[0],
     }
+    if algo == "temperature":
+        found["sampling/temperature"] = TEMPERATURES[step]
+    if algo == "best_of_n":
+        n = 2**step
+        found = {key: value for key, value in found.items() if step == 0 or not key.startswith("kl/")}
+        found["kl/bound"] = math.log(n) - (n - 1) / n
+    return found

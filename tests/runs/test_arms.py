@@ -30,7 +30,7 @@ def test_where_a_run_is_written_does_not_make_it_another_arm(tmp_path):
 
 def test_arms_are_called_after_the_one_key_they_differ_in():
     found = labels_of(config(algo__kl__coef=0.0), config(algo__kl__coef=0.1))
-    assert found == ["algo.kl.coef=0", "algo.kl.coef=0.1"]
+    assert found == ["kl.coef=0", "kl.coef=0.1"]
 
 
 def test_keys_of_another_algorithm_stay_out_of_the_name():
@@ -39,7 +39,7 @@ def test_keys_of_another_algorithm_stay_out_of_the_name():
 
 def test_a_name_is_followed_by_what_differs_within_it():
     found = labels_of(config("grpo"), config("dpo", algo__beta=0.1), config("dpo", algo__beta=0.5))
-    assert found == ["grpo", "dpo, algo.beta=0.1", "dpo, algo.beta=0.5"]
+    assert found == ["grpo", "dpo, beta=0.1", "dpo, beta=0.5"]
 
 
 def test_names_stay_apart_when_too_long_to_be_told_in_full():

@@ -60,7 +60,7 @@ def test_another_ruler_is_named_by_its_keys(tmp_path):
     first = write_run(tmp_path / "a", config("grpo"))
     other = config("dpo", probe__prompts=64, sampling__max_new_tokens=32, probe__every=5)
     (said,) = warnings_of(first, write_run(tmp_path / "b", other, values={"length/mean": 1.0}))
-    assert "probe.prompts and sampling.max_new_tokens differ" in said
+    assert "sampling.max_new_tokens and probe.prompts differ" in said
 
 
 def test_unfinished_runs_say_how_far_they_got(tmp_path):

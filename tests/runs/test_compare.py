@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from align.alarms import Alarm
 from align.compare import main
-from align.report import samples
+from align.report import diagnostics, samples
 from align.report.arms import group, load
 from tests.runs.fake_runs import ALGO, PROMPTS, config, write_run, write_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = ("frontier-proxy", "frontier-gold", "proxy-step", "gold-step", "length-step", "kl-step")
+TWO = ("gap-step", "logprobs-step")  # two curves per arm
+FIGURES = ("frontier-proxy", "frontier-gold", "proxy-step", "gold-step", "length-step", "kl-step", "length-kl",
+           "entropy-step", "distinct2-step", "self-bleu-step", "gold-tokens", "gold-seconds", *TWO)  # fmt: skip
+TABLES = {"index.html", "summary.csv", "summary.md", "pairwise.csv", "matched.csv"}
 HOSTILE = '$x^2$ <script>alert(1)</script> <b>& "bold"</b> ]]> --> \x1b[31mred \x00 \u202eabc LONE {{ 7 * 7 }} [red]'
 
 
@@ -32,6 +36,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
+        self.text = self.text[:-1] if tag == "wbr" else self.text  # a place to break is no space
         self.links += [value or "" for name, value in attributes if name.split(":")[-1] in ("href", "src", "srcset")]
 
     def handle_data(self, data):
@@ -56,7 +61,7 @@ def compared(tmp_path, *paths) -> Page:
 
 
 def test_everything_promised_is_written(out):
-    expected = {"index.html", "summary.csv", *(f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png"))}
+    expected = {*TABLES, *(f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png"))}
     assert {path.name for path in out.iterdir()} == expected
     assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in FIGURES)
 
@@ -70,7 +75,8 @@ def test_every_point_of_every_figure_tells_its_values_on_hover(out):
     for name in FIGURES:
         svg = ElementTree.parse(out / f"{name}.svg")
         titles = [t.text for t in svg.iter("{http://www.w3.org/2000/svg}title")]
-        assert len(titles) == len(ALGO) * 3, name  # three arms at steps 0, 10 and 20
+        arms = {"gold-tokens": 1}.get(name, len(ALGO) * (1 + (name in TWO)))  # grpo alone samples
+        assert len(titles) == arms * 3, name  # each at steps 0, 10 and 20
         assert [t.splitlines()[0] for t in titles[:3]] == [f"grpo, step {step} (3 seeds)" for step in (0, 10, 20)]
 
 
@@ -97,7 +103,7 @@ def test_summary_csv_holds_the_means_over_seeds(sweep, out):
     dpo = rows["dpo"]
     assert float(dpo["reward/gold end"]) == pytest.approx(sum(ends) / 3)
     assert float(dpo["reward/gold change"]) == pytest.approx(sum(ends) / 3 - sum(starts) / 3)
-    assert (dpo["reward/gold change n"], dpo["reward/gold change over"]) == ("3", "seeds")
+    assert (dpo["reward/gold change seeds"], dpo["reward/gold change prompts"]) == ("3", str(len(PROMPTS)))
     assert (dpo["seeds"], dpo["step"], dpo["prompts"]) == ("3", "20", "80.0")  # two of 40 before the last probe
 
 
@@ -133,34 +139,49 @@ def test_what_differs_is_shown_and_what_is_shared_is_not_repeated(tmp_path):
     first = write_run(tmp_path / "a", config(algo__kl__coef=0.0))
     found = compared(tmp_path, first, write_run(tmp_path / "b", config(algo__kl__coef=0.1)))
     differences = found.text.split("What differs between these runs")[1].split("Everything else")[0]
-    assert differences.split() == ["key", "●", "algo.kl.coef=0", "■", "algo.kl.coef=0.1", "algo.kl.coef", "0", "0.1"]
+    assert differences.split() == ["key", "●", "kl.coef=0", "■", "kl.coef=0.1", "algo.kl.coef", "0", "0.1"]
 
 
-def test_model_output_prompts_and_names_are_text_and_nothing_else(tmp_path, capsys):
+def test_model_output_prompts_and_names_are_text_and_nothing_else(tmp_path, capsys, monkeypatch):
     renamed = config("grpo", algo__name=HOSTILE, algo__advantage=HOSTILE, reward__formula=HOSTILE)
     paths = [
         write_run(
             tmp_path / "a", config("dpo", data__name=HOSTILE), texts=(HOSTILE, HOSTILE), meta={"commit": HOSTILE}
         ),
-        write_run(tmp_path / "b", renamed, texts=(HOSTILE, HOSTILE), state="failed"),
+        write_run(tmp_path / "b", renamed, texts=(HOSTILE, HOSTILE), state="failed", events=[(HOSTILE, 3, HOSTILE)]),
     ]
+    monkeypatch.setattr(diagnostics, "alarms", lambda rows: [Alarm(10, HOSTILE, HOSTILE)])
     for path in paths:  # JSON can hold a lone surrogate, UTF-8 cannot
         (path / "samples.jsonl").write_text(
             (path / "samples.jsonl").read_text("utf-8").replace("LONE", r"\ud800"), "utf-8"
         )
     found = compared(tmp_path, *paths)
-    assert found.tags.count("script") == 1 and "b" not in found.tags
+    html = (tmp_path / "out" / "index.html").read_text("utf-8")  # a parser swallows what stands in a stray <script>
+    assert re.findall(r"<(script|b|img)\b", html) == ["script"] == [tag for tag in found.tags if tag in ("script", "b")]
     assert found.text.count("<script>alert(1)</script>") > 2 * len(PROMPTS)
     assert "␛[31mred ␀ \ufffdabc \ufffd {{ 7 * 7 }}" in found.text  # samples
     assert "␛[31mred ␀ \ufffdabc LONE {{ 7 * 7 }}" in found.text  # names
     written = [path.read_text("utf-8") for path in (tmp_path / "out").iterdir() if path.suffix != ".png"]
-    assert len(written) == 2 + len(FIGURES)
+    assert len(written) == len(TABLES) + len(FIGURES)
     for text in (capsys.readouterr().out, *written):
         assert not set(text) & set("\x00\x1b\u202e")
     for name in FIGURES:
         svg = ElementTree.parse(tmp_path / "out" / f"{name}.svg")
         drawn = [text.text or "" for text in svg.iter("{http://www.w3.org/2000/svg}text")]
-        assert any(text.startswith("$x^2$ <script>") for text in drawn)  # neither markup nor a formula
+        assert (
+            any(text.startswith("$x^2$ <script>") for text in drawn) or name == "gold-tokens"
+        )  # no markup, no formula
+        titles = [title.text or "" for title in svg.iter("{http://www.w3.org/2000/svg}title")]
+        if name != "gold-tokens":  # of the arm that samples: neither markup nor a formula
+            assert any(text.startswith("$x^2$ <script>") for text in drawn)
+            assert any("<script>" in title for title in titles)
+    markdown = (tmp_path / "out" / "summary.md").read_text("utf-8")
+    assert not re.search(r"<|(?<!\\)[`\[$]", markdown) and "&lt;script&gt;" in markdown
+    tables = [line for line in markdown.splitlines() if line.startswith("| ")]
+    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
+    assert len(set(cells)) <= 6 and len(tables) > 20  # as many cells as the head of its table has
+    (first, second) = csv.DictReader((tmp_path / "out" / "summary.csv").open("r", encoding="utf-8", newline=""))
+    assert "<script>" in second["arm"] and None not in first and None not in second
 
 
 def test_the_page_runs_no_script_but_its_own(out):
