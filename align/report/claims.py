@@ -1,7 +1,8 @@
 """Differences with a verdict. Every sentence and table that says "higher" or "lower" gets the word from here.
 
-A family is all differences of one table. A word is said when Holm's adjustment over the family leaves p below 0.05 and
-the 95% interval leaves out zero; everything else is "not shown", which is not "equal".
+What the project asks about, reward, KL and length, is declared beforehand (`Metric.outcome`): the arms' differences in
+one outcome are a family. All other differences of a table are one more. A word is said when Holm's adjustment over the
+family leaves p below 0.05 and the 95% interval leaves out zero; everything else is "not shown", which is not "equal".
 """
 
 from __future__ import annotations
@@ -77,8 +78,15 @@ class Claim:
         return "< 0.001" if self.p < 0.001 else number(self.p, 3)
 
 
-def judged(family: Mapping[K, tuple[Metric, Difference | None]]) -> dict[K, Claim | None]:
-    """Every difference of a table with Holm's p over all that have one. None stays None."""
-    adjusted = holm({key: d and d.p for key, (_, d) in family.items()})
-    tested = sum(p is not None for p in adjusted.values())
-    return {key: None if d is None else Claim(metric, d, adjusted[key], tested) for key, (metric, d) in family.items()}
+def judged(table: Mapping[K, tuple[Metric, Difference | None]]) -> dict[K, Claim | None]:
+    """Every difference of a table with Holm's p over its family. None stays None."""
+    families: dict[str, dict[K, float | None]] = {}
+    for key, (metric, found) in table.items():
+        families.setdefault(metric.key if metric.outcome else "others", {})[key] = found and found.p
+    claims: dict[K, Claim | None] = dict.fromkeys(table)
+    for family in families.values():
+        tested = sum(p is not None for p in family.values())
+        for key, p in holm(family).items():
+            metric, found = table[key]
+            claims[key] = None if found is None else Claim(metric, found, p, tested)
+    return claims

@@ -91,7 +91,7 @@ def _furthest(costs: Sequence[tuple[Arm, dict[str, float]]], kl: Metric) -> str:
     widest = claims[len(others) - 1]
     if widest is None or widest.difference.low is None:
         return f"Whether {first.label} really drifted furthest cannot be said from one seed."
-    return f"Which drifted furthest is not shown: {first.label} less {others[-1][0].label} is {_sure(widest)}."
+    return f"Which drifted furthest is not shown: {first.label} minus {others[-1][0].label} is {_sure(widest)}."
 
 
 def _moved(found: Findings) -> Answer:

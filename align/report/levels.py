@@ -54,7 +54,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Matched:
-    """All levels of one axis; one family of differences."""
+    """All levels of one axis, their differences judged together (claims.py)."""
 
     axis: Metric
     metrics: tuple[Metric, ...]

@@ -55,7 +55,7 @@ def _summary(found: Findings) -> str:
 
 
 def _pairs(found: Findings) -> str:
-    head = ("arm", "less", "metric", "verdict", "difference", "95%", "p (Holm)", "rests on")
+    head = ("arm", "minus", "metric", "verdict", "difference", "95%", "p (Holm)", "rests on")
     rows = (
         (pair.arm.label, pair.other.label, claim.metric.title, claim.verdict, claim.mean, claim.interval or MISSING,
          claim.shown_p or MISSING, claim.basis)
@@ -79,8 +79,8 @@ def _at(table: Matched, row: Row) -> list[str]:
             continue
         shown = f"{metric.show(cell.value.mean)} {metric.interval(cell.value.low, cell.value.high, sign=False)}"
         claim = cell.claim
-        less = f"; {' '.join(filter(None, (claim.mean, claim.interval)))} {claim.verdict}" if claim else ""
-        cells.append(shown.strip() + less)
+        change = f"; {' '.join(filter(None, (claim.mean, claim.interval)))} {claim.verdict}" if claim else ""
+        cells.append(shown.strip() + change)
     return cells
 
 

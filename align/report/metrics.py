@@ -22,6 +22,7 @@ class Metric:
     decimals: int = 3
     percent: bool = False  # a fraction, shown times 100
     sample_field: str = ""  # where samples.jsonl has it per completion; "" where it does not
+    outcome: bool = False  # what the project asks about: its differences are a family of their own (claims.py)
 
     def show(self, value: float | None, *, sign: bool = False) -> str:
         """With `sign` a difference: of percentages, in percentage points."""
@@ -44,17 +45,19 @@ class Metric:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
-PROXY = Metric("reward/proxy", "proxy reward", sample_field="reward")
-GOLD = Metric("reward/gold", "gold reward", sample_field="gold")
-LENGTH = Metric("length/mean", "length", "tokens", 1, sample_field="tokens")
+PROXY = Metric("reward/proxy", "proxy reward", sample_field="reward", outcome=True)
+GOLD = Metric("reward/gold", "gold reward", sample_field="gold", outcome=True)
+LENGTH = Metric("length/mean", "length", "tokens", 1, sample_field="tokens", outcome=True)
 RESTRICTED = Metric("length/restricted_mean", "length, restricted mean", "tokens", 1)
-KL_EXACT = Metric("kl/exact", "KL to the reference, exact", "nats per sequence", 2, sample_field="kl_exact")
-KL_K1 = Metric("kl/k1", "KL to the reference, k1", "nats per sequence", 2, sample_field="kl")
+KL_EXACT = Metric(
+    "kl/exact", "KL to the reference, exact", "nats per sequence", 2, sample_field="kl_exact", outcome=True
+)
+KL_K1 = Metric("kl/k1", "KL to the reference, k1", "nats per sequence", 2, sample_field="kl", outcome=True)
 KL_BOUND = Metric("kl/bound", "KL to the reference, analytic bound", "nats per sequence", 2)
 TRUNCATED = Metric("length/truncated", "truncated", percent=True, sample_field="truncated")
 WIN = Metric("win/gold", "win rate", percent=True, sample_field="win")
 WIN_LC = Metric("win/gold_lc", "win rate at equal length", percent=True)
-SAMPLED = Metric("accuracy/sampled", "sampled accuracy", percent=True, sample_field="correct")
+SAMPLED = Metric("accuracy/sampled", "sampled accuracy", percent=True, sample_field="correct", outcome=True)
 GREEDY = Metric("accuracy/greedy", "greedy accuracy", percent=True)
 REP3 = Metric("text/rep3", "repeated trigrams", percent=True, sample_field="rep3")
 DISTINCT2 = Metric("text/distinct2", "distinct bigrams", "share of all")

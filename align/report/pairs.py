@@ -53,7 +53,7 @@ class Pair:
 
 
 def pairs(arms: Sequence[Arm], kl: Metric) -> list[Pair]:
-    """One family: every row of every pair enters Holm's adjustment."""
+    """Every row of every pair, judged together (claims.py)."""
     named = _named([arm for arm in arms if arm.trained])
     family = {
         (n, metric): (metric, end_difference(arm, other, metric))

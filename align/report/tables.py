@@ -60,7 +60,7 @@ class Summary:
 
 
 def summarise(arms: Sequence[Arm], kl: Metric) -> list[Summary]:
-    """One row per arm. All changes of the table are one family: an arm's change is bold when it survives Holm."""
+    """One row per arm. An arm's change is bold when it survives Holm over the arms."""
     claims = judged({(n, m): (m, change(arm, m)) for n, arm in enumerate(arms) for m in CHANGES if arm.trained})
     return [_summary(arm, kl, {m.key: claims.get((n, m)) for m in CHANGES}) for n, arm in enumerate(arms)]
 

@@ -43,7 +43,7 @@ def test_no_arm_is_named_where_the_interval_does_not_say_so(tmp_path):
     near = arm(tmp_path, 0.1, [(1.0, 30, 1.0), (1.0, 31, 2.0), (1.0, 32, 3.0)])
     far = arm(tmp_path, 0.0, [(1.0, 29, 3.5), (1.0, 31, 2.0), (1.0, 33, 1.5)])
     said = answers_of(*near, *far)
-    assert "drifted furthest is not shown: kl.coef=0 less kl.coef=0.1 is +0.33" in " ".join(said.values())
+    assert "drifted furthest is not shown: kl.coef=0 minus kl.coef=0.1 is +0.33" in " ".join(said.values())
     assert "kl.coef=0.1: not shown: +1.0 [−1.5, +3.5] includes 0 (3 seeds)." in said["Did length grow?"]
     assert "gold reward: not shown" in said["Is that difference real?"]
     assert not any(word in " ".join(said.values()) for word in ("higher", "lower", "longer", "shorter"))

@@ -12,7 +12,19 @@ from align.report import levels, pairs
 from align.report.arms import group, load
 from align.report.claims import Claim, judged
 from align.report.inference import Difference
-from align.report.metrics import GOLD, KL_BOUND, KL_EXACT, LENGTH, PROXY, kl_metric, kl_of, primary
+from align.report.metrics import (
+    GOLD,
+    KL_BOUND,
+    KL_EXACT,
+    LENGTH,
+    PROXY,
+    REP3,
+    TRUNCATED,
+    WIN,
+    kl_metric,
+    kl_of,
+    primary,
+)
 from tests.runs.fake_runs import config, write_baselines, write_run, write_sweep
 
 
@@ -46,6 +58,18 @@ def test_a_family_makes_a_difference_harder_to_show():  # Holm: the smallest of 
     family = judged({"a": found, "b": (GOLD, difference(0, -1, 1, 0.9)), "c": (GOLD, None)})
     assert (alone["a"].word, family["a"].word, family["a"].p, family["a"].family) == ("higher", "not shown", 0.06, 2)
     assert family["c"] is None
+
+
+def test_reward_kl_and_length_are_families_of_their_own_and_all_else_is_one():
+    metrics = {"gold a": GOLD, "gold b": GOLD, "kl": KL_EXACT, "rep3": REP3, "win": WIN, "cut": TRUNCATED}
+    table = {name: (metric, difference(0.5, 0.1, 0.9, 0.03)) for name, metric in metrics.items()}
+    claims = judged(table)
+    assert {name: claim.family for name, claim in claims.items()} == {
+        "gold a": 2, "gold b": 2, "kl": 1, "rep3": 3, "win": 3, "cut": 3
+    }  # fmt: skip
+    assert {name: claim.p for name, claim in claims.items()} == pytest.approx(
+        {"gold a": 0.06, "gold b": 0.06, "kl": 0.03, "rep3": 0.09, "win": 0.09, "cut": 0.09}
+    )
 
 
 def arms_of(tmp_path, golds, **settings):
