@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
         paths, once = parse(arguments)
         watch(paths, Console(highlight=False), once)
     except RunError as error:
-        print(f"align.watch: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # how one leaves
         return 0

@@ -102,10 +102,10 @@ def seed_difference(a: Mapping[str, float], b: Mapping[str, float], *, level: fl
 def student(samples: Sequence[Array], level: float, by: str, floors: Sequence[float] = (0.0, 0.0)) -> Interval:
     """Student's t for a sum of means: of one sample of paired differences, or of two unpaired ones (Welch 1947).
 
-        mean ± t((1 + level) / 2, df) sqrt(sum max(s_i^2, floor_i) / n_i),   df as in `_welch`: n - 1 for one sample
+        mean ± t((1 + level) / 2, df) sqrt(sum s_i^2 / n_i),   df as in `_welch`: n - 1 for one sample
 
-    A seed's mean varies at least as its cells do, by rest^2 / X, which is the floor: two or three seed means of a rare
-    0/1 key are equal by chance often enough, and would claim to be certain.
+    Two or three seed means of a rare 0/1 key are equal by chance often enough, and would claim to be certain. Where a
+    sample has no spread at all, `floors` has what its cells alone give it: rest^2 / X.
     """
     mean = float(sum(sample.mean() for sample in samples))
     error, df = _welch(samples, floors)
@@ -166,13 +166,19 @@ def holm(p_values: Mapping[K, float | None]) -> dict[K, float | None]:
 def _welch(samples: Sequence[Array], floors: Sequence[float] = (0.0, 0.0)) -> tuple[float, float]:
     """Standard error of a sum of means and its degrees of freedom; a spread that is only rounding is none.
 
-    v_i = max(s_i^2, floor_i) / n_i,   error = sqrt(sum v_i),   df = (sum v_i)^2 / sum(v_i^2 / (n_i - 1))
+    v_i = s_i^2 / n_i,   error = sqrt(sum v_i),   df = (sum v_i)^2 / sum(v_i^2 / (n_i - 1))
     """
-    v = np.array([max(x.var(ddof=1), floor) / len(x) for x, floor in zip(samples, floors, strict=False)])
+    v = np.array([_variance(x, floor) / len(x) for x, floor in zip(samples, floors, strict=False)])
     error = math.sqrt(v.sum())
     if error <= ROUNDING * max(np.abs(sample).max() for sample in samples):
         return 0.0, math.inf
     return error, float(v.sum() ** 2 / sum(v_i**2 / (len(x) - 1) for v_i, x in zip(v, samples, strict=True)))
+
+
+def _variance(sample: Array, floor: float) -> float:
+    """With n - 1; the floor where there is no more than rounding."""
+    variance = float(sample.var(ddof=1))
+    return variance if math.sqrt(variance) > ROUNDING * np.abs(sample).max() else floor
 
 
 def _drawn(values: Array, df: float, stream: int, level: float) -> Array:
