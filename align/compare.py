@@ -15,13 +15,15 @@ from align.report import diagnostics, figures, gallery, levels, page, pairs, tab
 from align.report.curves import Figure
 from align.report.findings import Findings, examine
 from align.report.markdown import to_markdown
+from align.watched import is_run
 
 HELP = """\
 usage: python -m align.compare RUN_DIR... [out=DIR]
 
 Compares any number of runs, finished or not, and prints a table; the last line is the path of the page.
 
-  RUN_DIR   a folder written by align.run (config.yaml, meta.json, metrics.jsonl, samples.jsonl, events.jsonl)
+  RUN_DIR   a folder written by align.run (config.yaml, meta.json, metrics.jsonl, samples.jsonl, events.jsonl), or a
+            folder of such folders
   out=DIR   where to write, made if missing; default: compare
 
 Runs whose configs differ only in the seed are one arm, called what its config differs in. The first arm named is the
@@ -97,7 +99,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], Path]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if Path(argument).exists():
-            paths.append(Path(argument))
+            paths += _runs_in(Path(argument))
         elif key == "out" and value:
             out = Path(value)
         elif argument.startswith("-") or (equals and "/" not in key):
@@ -107,6 +109,16 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], Path]:
     if not paths:
         raise UsageError("name at least one run directory: python -m align.compare RUN_DIR... [out=DIR]")
     return paths, out
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """The run directory itself, or those in a folder; what serves others there (stages, sweeps) is left out."""
+    if is_run(path) or not path.is_dir():
+        return [path]
+    if path.name in ("stages", "sweeps"):
+        print(f"{path} is left out: it holds no arms of its own", file=sys.stderr)
+        return []
+    return sorted(child for child in path.iterdir() if is_run(child)) or [path]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ from typing import NoReturn
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -92,9 +93,12 @@ def _unknown_key(error: Exception) -> str | None:
     if match is None:
         return None
     key = match[1]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        kept = [o for o in sys.argv[1:] if "=" in o and not o.startswith("-") and o.lstrip("+~").split("=")[0] != key]
-        node = OmegaConf.to_container(compose("run", overrides=kept), resolve=False)
+    others = [o for o in sys.argv[1:] if "=" in o and not o.startswith("-") and o.lstrip("+~").split("=")[0] != key]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            node = OmegaConf.to_container(compose("run", overrides=_first_job(others)), resolve=False)
+    except (HydraException, OmegaConfBaseException):  # the other overrides are wrong too: Hydra's message must do
+        return None
     *path, last = key.split(".")
     for part in path:
         node = node.get(part, {}) if isinstance(node, dict) else {}
@@ -103,7 +107,16 @@ def _unknown_key(error: Exception) -> str | None:
         refuse_unknown({last: value}, list(node) if isinstance(node, dict) else [], ".".join(path))
     except ConfigError as better:
         return str(better)
-    return None
+    return f"{key}: the first job of the sweep has this key, another has not; give it to those that have it"
+
+
+def _first_job(overrides: list[str]) -> list[str]:
+    """Of what a sweep varies, the first value."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [
+        f"{o.input_line.split('=')[0]}={next(o.sweep_string_iterator())}" if o.is_discrete_sweep() else o.input_line
+        for o in parsed
+    ]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align import runs
+from align.locks import held
 from align.report.text import config_value, one_line
 
 # Where a run is written and who watches it is no part of the experiment.
@@ -79,6 +80,11 @@ class Arm:
     def end(self) -> int | None:
         """The last step that some seed has probed. Seeds that did not get there do not enter the arm's end values."""
         return max(self.steps, default=None)
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether no seed has got to the step that the config asks for."""
+        return self.end is not None and self.config.get("steps", self.end) != self.end
 
     @property
     def at_end(self) -> tuple[SeedRun, ...]:
@@ -203,6 +209,8 @@ def _load(path: Path) -> SeedRun:
         if isinstance(row.get("step"), int):
             samples.setdefault(row["step"], {})[str(row.get("prompt_id")), row.get("sample") or 0] = row
     wanted = {0, max(samples, default=0), max(probes, default=0)}
-    slim = runs.RunRecord(record.path, record.config, record.meta, record.state, record.rows)
+    # killed, or its machine went down: nobody holds the lock of a run that says it is running
+    state = "stopped" if record.state == "running" and not held(path) else record.state
+    slim = runs.RunRecord(record.path, record.config, record.meta, state, record.rows)
     kept = {step: samples[step] for step in wanted & set(samples)}
     return SeedRun(slim, record.config.get("seed"), probes, kept, tuple(runs.read_lines(path / "events.jsonl")))

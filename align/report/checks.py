@@ -94,6 +94,9 @@ def _unfinished(arms: Sequence[Arm], left_out: Sequence[SeedRun]) -> list[str]:
             elif run.last != arm.end:
                 what = f"{run.record.state}, last probe at step {run.last}: not in the numbers at step {arm.end}"
                 alike.setdefault(what, []).append((arm, run))
+            elif run.record.state == "finished" and arm.cut_off:
+                what = f"finished, but its last probe is of step {run.last} of {config_value(arm.config.get('steps'))}"
+                alike.setdefault(f"{what}: rows are missing", []).append((arm, run))
             elif run.record.state != "finished":
                 alike.setdefault(f"{run.record.state}, last probe at step {run.last}", []).append((arm, run))
         found += [f"{_names(members)}: {what}." for what, members in alike.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def for_page(figure: Figure) -> str:
 
 
 def _svg(figure: Figure, png: Path | None) -> str:
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": figure.name}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": figure.name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of an arm's name; the page's own font may have it
         canvas = _draw(figure)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", facecolor=PAPER, metadata={"Date": None, "Creator": None})

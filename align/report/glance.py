@@ -53,9 +53,8 @@ def _drift(found: Findings) -> Answer:
     without = f"{_few(left)} never rose above the start in every seed." if left else ""
     level = max(matched.levels([own for _, own in risen]), default=None) if len(risen) > 1 else None
     if level is None:
-        return Answer(
-            question, (f"Cannot be said: fewer than two arms raised the {title}. {without}".strip(),), *answer
-        )
+        why = f"Cannot be said: no {title} above their starts is reached by every seed of two arms."
+        return Answer(question, (f"{why} {without}".strip(),), *answer)
     costs = [(arm, matched.values_at(own, level)) for arm, own in risen]
     costs.sort(key=lambda pair: -_mean(pair[1]).mean)
     shown = costs if len(costs) <= MANY else [costs[0], costs[-1]]

@@ -35,10 +35,16 @@ class Metric:
         """[low, high], or nothing where there is none."""
         if low is None or high is None:
             return ""
+        if self.percent:  # what a share, or a difference of shares, cannot be is cut off
+            low, high = max(low, -1.0 if sign else 0.0), min(high, 1.0)
         return f"[{self._bare(low, sign)}, {self._bare(high, sign)}]"
 
     def _bare(self, value: float, sign: bool) -> str:
-        return number(100 * value, 1, sign=sign) if self.percent else number(value, self.decimals, sign=sign)
+        if self.percent:
+            return number(100 * value, 1, sign=sign)
+        if value and abs(value) < 0.5 * 10**-self.decimals:  # not 0.00: a small KL is not none
+            return f"{value:{'+' if sign else ''}.1g}".replace("-", "−")
+        return number(value, self.decimals, sign=sign)
 
     @property
     def axis(self) -> str:
@@ -140,8 +146,17 @@ def change(arm: Arm, metric: Metric) -> Difference | None:
 
 
 def end_difference(arm: Arm, other: Arm, metric: Metric) -> Difference | None:
-    """`arm` at its end minus `other` at its own."""
-    return _between((arm, arm.end), (other, other.end), metric)
+    """`arm` at its end minus `other` at its own, or both at `ends`."""
+    end, others = ends(arm, other)
+    return _between((arm, end), (other, others), metric)
+
+
+def ends(arm: Arm, other: Arm) -> tuple[int | None, int | None]:
+    """Where two arms are compared: each at its end, or where one was cut off at the last step that both have probed."""
+    if not (arm.cut_off or other.cut_off):
+        return arm.end, other.end
+    common = max(set(arm.steps) & set(other.steps), default=None)
+    return common, common
 
 
 def _between(a: tuple[Arm, int | None], b: tuple[Arm, int | None], metric: Metric) -> Difference | None:

@@ -22,6 +22,7 @@ from align.report.metrics import (
     WIN_LC,
     Metric,
     end_difference,
+    ends,
     same_reward,
     seed_values,
 )
@@ -65,7 +66,7 @@ def pairs(arms: Sequence[Arm], kl: Metric) -> list[Pair]:
     found = []
     for n, (arm, other) in enumerate(named):
         rows = [
-            Row(claim, (_end(arm, metric), _end(other, metric)))
+            Row(claim, (_at(arm, ends(arm, other)[0], metric), _at(other, ends(arm, other)[1], metric)))
             for metric in _metrics(kl)
             if (claim := claims.get((n, metric)))
         ]
@@ -83,8 +84,8 @@ def _metrics(kl: Metric) -> tuple[Metric, ...]:
     return GOLD, SAMPLED, GREEDY, PROXY, WIN, WIN_LC, kl, LENGTH, TRUNCATED, REP3
 
 
-def _end(arm: Arm, metric: Metric) -> Estimate | None:
-    values = seed_values(arm, arm.end, metric)
+def _at(arm: Arm, step: int | None, metric: Metric) -> Estimate | None:
+    values = seed_values(arm, step, metric)
     return t_interval(list(values.values())) if values else None
 
 

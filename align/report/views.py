@@ -40,10 +40,9 @@ def cells(summary: Summary, found: Findings) -> list[Cell]:
         row.append(Cell(values, change.mean, change.interval, change.decided) if change else Cell(values))
     for metric in _ends(found):
         end = summary.end[metric.key]
-        half = end.half_width if end else None
-        row.append(Cell(metric.show(mean(end)), note="" if half is None else f"± {metric.show(half)}"))
+        row.append(Cell(metric.show(mean(end)), note=metric.interval(end.low, end.high, sign=False) if end else ""))
     tokens, seconds = (summary.counters[name] for name in ("gen_tokens", "seconds"))
-    return [*row, Cell(duration(seconds), note=number(tokens, 0))]
+    return [*row, Cell(duration(seconds), note=number(tokens, 0) if summary.arm.trained else MISSING)]
 
 
 def _shown(summaries: Sequence[Summary]) -> list[Metric]:

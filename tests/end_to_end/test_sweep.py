@@ -244,6 +244,20 @@ def test_several_values_without_m_are_refused_with_the_way_to_sweep(monkeypatch,
     assert end.value.code == 1 and "algo=dpo,grpo" in err and "sweep" in err and "-m" in err
 
 
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["algo=dpo,grpo", "sedd=0,1"], ["sedd", 'did you mean "seed"']),
+        (["seed=0,1", "algo=dpo", "algo.betaa=1", "model=tiny"], ["algo.betaa", "beta"]),
+        (["algo=dpo,temperature", "algo.optimizer.lr=1e-3,1e-2"], ["algo.optimizer.lr", "another has not"]),
+    ],
+)
+def test_a_key_that_some_job_does_not_have_is_said_in_one_line(swept, overrides, named):
+    code, _, err, _ = swept(*overrides)
+    assert code == 1 and err.count("\n") == 1
+    assert [word for word in named if word not in err] == []
+
+
 # --- the objective ---
 
 

@@ -70,6 +70,12 @@ def test_unfinished_runs_say_how_far_they_got(tmp_path):
     write_run(tmp_path / "d", config(seed=3), state="interrupted")
     assert warnings_of(*sorted(tmp_path.iterdir())) == [
         "grpo seed 1: failed, last probe at step 10: not in the numbers at step 20.",
-        "grpo seed 2: running, no probe yet: enters no number.",
+        "grpo seed 2: stopped, no probe yet: enters no number.",
         "grpo seed 3: interrupted, last probe at step 20.",
     ]
+
+
+def test_a_finished_run_whose_rows_do_not_reach_its_end_is_told(tmp_path):
+    run = write_run(tmp_path / "a", config("grpo"), steps=(0, 10))
+    (found,) = warnings(*group(load([run])))
+    assert "finished, but its last probe is of step 10 of 20: rows are missing" in found

@@ -165,3 +165,24 @@ def test_arms_are_judged_by_gold_then_by_the_verifier_then_by_a_reward_they_shar
                 del row["reward/gold"]
     assert primary(others) is None
     assert LENGTH not in (primary(others),)
+
+
+def test_an_arm_that_was_cut_off_is_compared_where_both_have_been(tmp_path):
+    """Both gain 0.5 of gold by step 10; the finished one 2.0 by step 20, which the other never saw."""
+    rows = {}
+    for name, steps in (("dpo", (0, 10, 20)), ("grpo", (0, 10))):
+        for seed in (0, 1, 2):
+            path = write_run(tmp_path / f"{name}-{seed}", config(name, seed), steps=steps)
+            rows[name, seed] = path
+            lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+            for row in lines:
+                if row["phase"] == "probe":
+                    row["reward/gold"] = {0: 0.0, 10: 0.5 + 0.01 * seed, 20: 2.0}[row["step"]]
+            (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+            (path / "samples.jsonl").unlink()
+    (pair,) = pairs.pairs(group(load(rows.values()))[0], KL_EXACT)
+    claim = pair.claim(GOLD)
+    assert (claim.difference.mean, claim.word) == (0, "not shown")
+    assert [end.mean for row in pair.rows if row.claim.metric == GOLD for end in row.ends] == pytest.approx(
+        [0.51, 0.51]
+    )
