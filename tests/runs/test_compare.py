@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from align.alarms import Alarm
-from align.compare import main
+from align.compare import main, parse
 from align.report import diagnostics, samples
 from align.report.arms import group, load
 from tests.runs.fake_runs import ALGO, PROMPTS, config, write_run, write_sweep
@@ -264,3 +264,11 @@ def test_help_names_what_is_read_and_what_is_written(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
     assert all(word in said for word in ("RUN_DIR", "out=DIR", "index.html", "summary.csv", "example:"))
+
+
+def test_a_folder_stands_for_the_runs_in_it_and_stages_and_sweeps_are_left_out(tmp_path, capsys):
+    made = [write_run(tmp_path / "runs" / name, config(name)) for name in ("dpo", "grpo")]
+    write_run(tmp_path / "runs" / "stages" / "reward", config("sft"))
+    assert parse([str(tmp_path / "runs")])[0] == made
+    assert parse([str(made[0]), str(tmp_path / "runs" / "stages")])[0] == made[:1]
+    assert "stages is left out" in capsys.readouterr().err
