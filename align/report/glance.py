@@ -50,7 +50,7 @@ def _drift(found: Findings) -> Answer:
     by_arm = [(arm, matched.swapped(paths(arm, found.kl, metric))) for arm in found.trained]
     risen = [(arm, own) for arm, own in by_arm if own and all(max(x for x, _ in p) > p[0][0] for p in own.values())]
     left = [arm.label for arm, _ in by_arm if arm not in [other for other, _ in risen]]
-    without = f"{_few(left)} never rose above the start in every seed." if left else ""
+    without = f"{_few(left)} did not rise above the start in every seed." if left else ""
     level = max(matched.levels([own for _, own in risen]), default=None) if len(risen) > 1 else None
     if level is None:
         why = f"Cannot be said: no {title} above their starts is reached by every seed of two arms."
