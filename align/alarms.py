@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 Row = Mapping[str, Any]
+ALARM = "alarm"  # the kind of the events in which a run notes its alarms
 
 KL_FACTOR, KL_NATS = 3.0, 1.0
 ENTROPY_SHARE = 0.3

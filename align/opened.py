@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from align.alarms import Watcher
+from align.alarms import ALARM, Watcher
 from align.algo_laws import UNTRAINED
 from align.checkpoints import Keeper, Snapshot, kept_rng
 from align.data import Data
@@ -59,7 +59,7 @@ class OpenRun:
         self.terminal.row(phase, step, metrics)
         trained = self.experiment.algo.kind not in UNTRAINED  # a model sampled ever colder is not collapsing
         for alarm in self.watcher.see(row) if trained else ():
-            self.event("alarm", alarm.step, f"alarm {alarm.kind}, step {step}: {alarm.what}", alarm=alarm.kind)
+            self.event(ALARM, alarm.step, f"alarm {alarm.kind}, step {step}: {alarm.what}", alarm=alarm.kind)
 
     def count(self, **consumed: int) -> None:
         if self.run is not None:

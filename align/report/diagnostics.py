@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from align.alarms import RULES, Alarm, alarms
+from align.alarms import ALARM, Alarm, alarms
 from align.report.arms import Arm, SeedRun
 from align.report.curves import Mark
 from align.report.text import one_line
@@ -64,6 +64,6 @@ def _events(run: SeedRun) -> Iterator[Alarm]:
     """What the run noted besides its alarms, which are judged anew here, by the rules as they are now."""
     for event in run.events:
         step = event.get("step")
-        if event.get("kind") in RULES:
+        if event.get("kind") == ALARM:
             continue
         yield Alarm(step if isinstance(step, int) else 0, str(event.get("kind")), str(event.get("what") or ""))

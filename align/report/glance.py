@@ -208,7 +208,8 @@ def _change(claim: Claim, words: dict[str, str] | None = None) -> str:
     unit = f" {claim.metric.unit}" if claim.metric.unit else ""
     one = "; another seed may differ" if claim.by_prompts else ""
     interval = claim.metric.interval(*edges, sign=False)
-    return f"{said} {claim.metric.show(size)} {interval}{unit} ({claim.basis}{one})"
+    shown = claim.metric.show(size, sign=True).removeprefix("+")  # a difference: of shares, in percentage points
+    return f"{said} {shown} {interval}{unit} ({claim.basis}{one})"
 
 
 def _sure(claim: Claim | None) -> str:

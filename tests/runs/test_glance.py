@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from align.alarms import Alarm
+from align.alarms import ALARM, Alarm
 from align.report import diagnostics
 from align.report.arms import group, load
 from align.report.curves import CROWDED
@@ -69,7 +69,7 @@ def test_what_one_seed_shows_is_said_of_its_prompts_only(tmp_path):
 
 
 def test_events_that_are_alarms_are_not_counted_twice(tmp_path):
-    noted = [("repetition", 10, "said while it ran"), ("nonfinite", 5, "one reward was NaN")]
+    noted = [(ALARM, 10, "alarm repetition, step 10: said while it ran"), ("nonfinite", 5, "one reward was NaN")]
     arms, left_out = group(load([write_run(tmp_path / "a", config(), events=noted)]))
     assert [(fired.kind, fired.alarm) for fired in examine(arms, left_out).fired] == [("nonfinite", False)]
 
