@@ -54,7 +54,6 @@ class Metric:
 PROXY = Metric("reward/proxy", "proxy reward", sample_field="reward", outcome=True)
 GOLD = Metric("reward/gold", "gold reward", sample_field="gold", outcome=True)
 LENGTH = Metric("length/mean", "length", "tokens", 1, sample_field="tokens", outcome=True)
-RESTRICTED = Metric("length/restricted_mean", "length, restricted mean", "tokens", 1)
 KL_EXACT = Metric(
     "kl/exact", "KL to the reference, exact", "nats per sequence", 2, sample_field="kl_exact", outcome=True
 )

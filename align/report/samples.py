@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from align.report.arms import BEST_OF_N, Arm, SeedRun
+from align.report.arms import Arm, SeedRun
 from align.report.metrics import GOLD, KL_K1, LENGTH, PROXY, SAMPLED, TRUNCATED, WIN, sample_value
 from align.report.text import config_value, number
 
@@ -146,14 +146,13 @@ def _shown(arm: Arm, run: SeedRun, step: int, prompt_id: str, sample: int) -> Sh
     text = str(row.get("completion") or "")
     when = f"step {step}" if arm.trained else arm.setting(step)
     cut = max(0, len(text) - COMPLETION_CHARACTERS)
-    return Shown(step, when, text[:COMPLETION_CHARACTERS], _facts(arm, row), cut)
+    return Shown(step, when, text[:COMPLETION_CHARACTERS], _facts(row), cut)
 
 
-def _facts(arm: Arm, row: Mapping[str, Any]) -> str:
+def _facts(row: Mapping[str, Any]) -> str:
     parts = []
     for name, metric in FACTS.items():
-        known = metric != KL_K1 or arm.kind != BEST_OF_N  # of the chosen answers there is a bound on the mean, no KL
-        if known and (value := sample_value(row, metric.sample_field)) is not None:
+        if (value := sample_value(row, metric.sample_field)) is not None:
             parts.append(f"{name} {number(value, metric.decimals)}")
     tokens = row.get(LENGTH.sample_field)
     parts += [f"{tokens} token{'s' * (tokens != 1)}"] if isinstance(tokens, int) else []

@@ -1,17 +1,15 @@
-"""Means over seeds with 95% t-intervals: bands and ±. Differences, and what is claimed of them: inference.py."""
+"""Means over seeds with 95% t-intervals: bands, bars, brackets. Differences and claims of them: inference.py, claims.py."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
-from scipy.special import stdtrit
+import numpy as np
 
 from align.report.arms import Arm
-
-LEVEL = 0.95
+from align.report.inference import LEVEL, student
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ def t_interval(values: Sequence[float]) -> Estimate:
     n, center = len(values), fmean(values)
     if n == 1:
         return Estimate(center, None, None, 1)
-    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n)
-    return Estimate(center, center - half, center + half, n)
+    found = student([np.asarray(values, dtype=np.float64)], LEVEL, "seeds")
+    return Estimate(center, found.low, found.high, n)
 
 
 def at_step(arm: Arm, step: int | None, key: str) -> Estimate | None:
