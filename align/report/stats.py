@@ -1,4 +1,4 @@
-"""Means over seeds with 95% t-intervals: bands, bars, brackets. Differences and claims of them: inference.py, claims.py."""
+"""Means over seeds with 95% t-intervals: bands, bars, brackets. What is claimed of differences: claims.py."""
 
 from __future__ import annotations
 
