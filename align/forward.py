@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from align.attention import can_pack
+from align.head import TokenLogprobs, is_plain
 from align.maths.logprobs import exact_kl, token_logprobs
 from align.models import right_pad
+from align.packing import Packed, groups_of, pack
 from align.records import Completions
 
 CHUNK = 128  # positions through the LM head at once; 128 x 49152 float32 logits are 25 MB
@@ -41,6 +45,17 @@ class Batch:
             self.starts[chosen],
             self.completion_mask[chosen, :width],
         )
+
+    @cached_property
+    def prompts(self) -> list[tuple[int, ...]]:
+        return [tuple(row[:start]) for row, start in zip(self.ids.tolist(), self.starts.tolist(), strict=True)]
+
+    @cached_property
+    def packed(self) -> Packed:
+        ends = self.mask.sum(-1).tolist()
+        completions = [row[len(prompt) : end] for row, prompt, end in
+                       zip(self.ids.tolist(), self.prompts, ends, strict=True)]  # fmt: skip
+        return pack(self.prompts, completions, self.ids.device)
 
 
 def batch_of(completions: Completions, pad: int, device: torch.device) -> Batch:
@@ -67,6 +82,10 @@ class Scorer(nn.Module):
 
     def score(self, hidden: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """From the N hidden states that predict the completion tokens, [N, H] and [N], to [B, T] as in `forward`."""
+        matrix, cap = head_of(self.model)
+        if is_plain(matrix):
+            logprobs, entropies = TokenLogprobs.apply(hidden, matrix.weight, targets, self.temperature, cap, CHUNK)
+            return scatter(logprobs, mask), scatter(entropies, mask)
         head = output_head(self.model)
         logprobs, entropies = [], []
         for h, y in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
@@ -132,18 +151,35 @@ def _diverge(p: Tensor, q: Tensor, targets: Tensor, temperature: float) -> Tenso
 
 def completion_hidden(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Hidden states that predict a completion token, and those tokens, row by row. -> [N, H], [N] int64"""
-    hidden = backbone(model)(
-        input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False, return_dict=True
-    ).last_hidden_state
+    decoder = backbone(model)
     rows, offsets = batch.completion_mask.nonzero(as_tuple=True)
     positions = batch.starts[rows] + offsets
-    return hidden[rows, positions - 1], batch.ids[rows, positions]
+    targets = batch.ids[rows, positions]
+    if can_pack(decoder):
+        return batch.packed.hidden(decoder, use_cache=False)[batch.packed.predicting], targets
+    hidden = decoder(
+        input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False, return_dict=True
+    ).last_hidden_state
+    return hidden[rows, positions - 1], targets
 
 
-def micro_batches(batch: Batch, rows: int) -> list[Tensor]:
-    """Row indices in groups of similar length, so that little is padded. Deterministic."""
-    order = batch.mask.sum(-1).argsort(stable=True)
-    return list(order.split(rows))
+def micro_batches(batch: Batch, rows: int | None, tokens: int | None = None) -> list[Tensor]:
+    """Row indices of one pass each: at most `rows` rows and `tokens` tokens, a prompt counted once, but for a row that
+    is longer than that alone. Answers to one prompt stay together, and what is alike in length. Deterministic."""
+    lengths, starts = batch.mask.sum(-1).tolist(), batch.starts.tolist()
+    groups = [sorted(group, key=lengths.__getitem__) for group in groups_of(batch.prompts)]
+    parts, part, used = list[list[int]](), list[int](), 0
+    for group in sorted(groups, key=lambda group: sum(lengths[row] for row in group)):
+        new = True
+        for row in group:
+            cost = lengths[row] - (0 if new else starts[row])
+            full = (rows is not None and len(part) == rows) or (tokens is not None and used + cost > tokens)
+            if part and full:
+                parts.append(part)
+                part, used, cost = [], 0, lengths[row]
+            part.append(row)
+            used, new = used + cost, False
+    return [torch.tensor(part, device=batch.ids.device) for part in (*parts, part)]
 
 
 def scatter(values: Tensor, mask: Tensor) -> Tensor:
@@ -156,10 +192,15 @@ def backbone(model: Any) -> Any:
     return causal_lm(model).get_decoder()
 
 
+def head_of(model: Any) -> tuple[Any, float | None]:
+    """The LM head, and the soft cap on its logits."""
+    lm = causal_lm(model)
+    return lm.get_output_embeddings(), getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+
+
 def output_head(model: Any) -> Any:
     """hidden [N, H] -> logits [N, V], with the soft cap of models that have one."""
-    lm = causal_lm(model)
-    head, cap = lm.get_output_embeddings(), getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+    head, cap = head_of(model)
     if cap is None:
         return head
     return lambda hidden: torch.tanh(head(hidden) / cap) * cap

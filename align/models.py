@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from align.embedded import ModelError, embedded_folder, gguf_folder, sha256, tiny_folder
 from align.hub import hub_folder
+from align.lora import use_fused
 from align.runs import RunError, read
 from align.schema import Lora, Model
 
@@ -165,7 +166,7 @@ def add_adapter(model: Any, config: LoraConfig) -> Any:
             raise ModelError(f"model.lora.targets: the model has no module {target}; all-linear fits every model")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_peft_model(model, config)
+        return get_peft_model(model, use_fused(config))
 
 
 def right_pad(rows: list[Any], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

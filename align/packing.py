@@ -1,0 +1,74 @@
+"""Rows of [prompt | completion] laid out as one packed row: each prompt once, its completions behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.attention import Block, packed
+
+
+@dataclass(frozen=True)
+class Packed:
+    """N tokens side by side, and where they came from."""
+
+    ids: Tensor  # [1, N] int64
+    positions: Tensor  # [1, N] int64, counted from the start of each prompt
+    blocks: tuple[Block, ...]
+    predicting: Tensor  # [completion tokens] int64, row by row: the place of the token before each
+
+    def hidden(self, decoder: Any, **options: Any) -> Tensor:
+        """The decoder's last hidden states. [N, H]"""
+        with packed(decoder):
+            return decoder(
+                input_ids=self.ids, position_ids=self.positions, blocks=self.blocks, return_dict=True, **options
+            ).last_hidden_state[0]
+
+
+def groups_of(prompts: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Rows with the same prompt, in the order in which the prompts first appear."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        found.setdefault(prompt, []).append(row)
+    return list(found.values())
+
+
+def pack(prompts: Sequence[tuple[int, ...]], completions: Sequence[Sequence[int]], device: torch.device) -> Packed:
+    """`prompts[i]` is what `completions[i]` answers; a prompt of several rows is laid out once.
+
+    The last token of a completion predicts nothing that is asked for, and nothing sees it: it is left out.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    blocks = list[Block]()
+    places = list[list[int]]([] for _ in prompts)
+    for group in groups_of(prompts):
+        prompt, first = prompts[group[0]], len(ids)
+        head = slice(first, first + len(prompt))
+        ids += prompt
+        positions += range(len(prompt))
+        answers = [completions[row][:-1] for row in group]
+        for row, answer in zip(group, answers, strict=True):
+            places[row] = [head.stop - 1, *range(len(ids), len(ids) + len(answer))]
+            ids += answer
+            positions += range(len(prompt), len(prompt) + len(answer))
+        blocks += _blocks(head, [len(answer) for answer in answers if answer], device)
+    return Packed(
+        torch.tensor([ids], device=device),
+        torch.tensor([positions], device=device),
+        tuple(blocks),
+        torch.tensor([place for row in places for place in row], device=device),
+    )
+
+
+def _blocks(head: slice, lengths: list[int], device: torch.device) -> list[Block]:
+    nothing, prompt = slice(head.start, head.start), head.stop - head.start
+    if len(lengths) == 1:  # a plain sequence: one product instead of three
+        return [Block(nothing, slice(head.start, head.stop + lengths[0]), (prompt + lengths[0],), device)]
+    alone = Block(nothing, head, (prompt,), device)
+    branches = Block(head, slice(head.stop, head.stop + sum(lengths)), tuple(lengths), device)
+    return [alone, branches] if lengths else [alone]
