@@ -1,10 +1,10 @@
 """From logits to one token of each row: what is cut off, a two-level exponential race, and the noise that it runs on.
 
 Where E_v are independent standard exponentials, argmax_v p_v / E_v is a draw from p. With one race among blocks of the
-vocabulary and one among the tokens of the block that won, P(token) = P(block) P(token | block) is still exactly p_v, for
-V / 256 + 256 random numbers instead of V. A rounding error of the logits changes the token only where it decides a race,
-which needs a near tie. Inverting the cumulative distribution is cheap too, but there the bounds of thousands of tokens
-lie closer together than the sum's rounding (docs/log.md).
+vocabulary and one among the tokens of the winning block, P(token) = P(block) P(token | block) is still exactly p_v, for
+V / 256 + 256 random numbers instead of V. Rounding of the logits changes the token only where it decides a race, which
+needs a near tie. Inverting the cumulative distribution is cheap too, but there the bounds of thousands of tokens lie
+closer together than the sum's rounding (docs/log.md).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def warp(
 ) -> Tensor:
     """Logits of the distribution that is sampled from: z / T, then what is cut off becomes -inf.
 
-    Temperature, top_k, top_p and min_p in this order and with the ties of transformers' warpers: top_k keeps all that
-    equal its k-th token, top_p of equal tokens the last ones. What is null costs nothing.
+    Temperature, top_k, top_p and min_p in this order, as transformers' warpers. What equals the last token that is kept
+    is kept too; of tokens equal at the end of top_p, transformers drops some, whichever its sort puts first. What is
+    null costs nothing.
     logits [B, V] -> [B, V], float32 unless nothing is to be done
     """
     z = logits if temperature == 1 else logits.float() / temperature
@@ -96,8 +97,8 @@ def _top_k(z: Tensor, k: int) -> Tensor:
 
 
 def _top_p(z: Tensor, p: float) -> Tensor:
-    """The most likely tokens whose probabilities before them sum to less than p, found among ever more of the largest:
-    sorting 49k tokens takes far longer."""
+    """The tokens before which, from the most likely one down, there is less than p. They are looked for among ever more
+    of the largest: sorting all takes far longer, and a language model's nucleus is small (docs/log.md)."""
     V = z.shape[-1]
     probs, size = z.softmax(-1), min(64, V)
     while True:
@@ -106,11 +107,6 @@ def _top_p(z: Tensor, p: float) -> Tensor:
         if size == V or bool((before[:, -1] >= p).all()):
             break
         size = min(8 * size, V)
-    count = (before < p).sum(-1, keepdim=True).clamp(min=1)
-    least = largest.gather(-1, count - 1)
-    kept = probs >= least
-    cut = kept.sum(-1, keepdim=True) - count
-    if bool((cut > 0).any()):  # of equal tokens the first ones go
-        equal = probs == least
-        kept &= ~(equal & (equal.cumsum(-1) <= cut))
-    return z.masked_fill(~kept, -math.inf)
+    count = (before < p).sum(-1, keepdim=True)
+    least = largest.gather(-1, (count - 1).clamp(min=0))  # a row with NaN has none
+    return z.masked_fill(probs < least, -math.inf)
