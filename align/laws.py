@@ -144,9 +144,28 @@ def _sampling_and_probe(e: Experiment) -> None:
     finite(e.sampling.temperature, "sampling.temperature", 0, 10, open_low=True)
     positive(e.sampling.max_new_tokens, "sampling.max_new_tokens")
     positive(e.sampling.rows, "sampling.rows")
+    _cuts(e)
     for key in ("every", "prompts", "samples"):
         positive(getattr(e.probe, key), f"probe.{key}")
     need(e.probe.pairs >= 0, "probe.pairs", e.probe.pairs, "must be >= 0")
+
+
+def _cuts(e: Experiment) -> None:
+    s = e.sampling
+    need(s.top_k is None or s.top_k >= 1, "sampling.top_k", s.top_k, "must be >= 1, or null to cut nothing")
+    for key, value in (("top_p", s.top_p), ("min_p", s.min_p)):
+        none = 1 if key == "top_p" else 0
+        need(value != none, f"sampling.{key}", value, "cuts nothing and has no effect; use null")
+        need(
+            value is None or 0 < value < 1, f"sampling.{key}", value, "must be between 0 and 1, or null to cut nothing"
+        )
+    for key, value in (("top_k", s.top_k), ("top_p", s.top_p), ("min_p", s.min_p)):
+        need(
+            value is None or e.algo.kind == "on_policy",
+            f"sampling.{key}",
+            value,
+            f"has no effect with algo={e.algo.name}, which samples nothing to train on; use null",
+        )
 
 
 def _guard_and_checkpoint(e: Experiment) -> None:

@@ -50,7 +50,7 @@ class Probe:
     def __post_init__(self) -> None:
         self.prompts = self.data.heldout_prompts[: self.cfg.prompts]
         self.pairs = self.data.heldout_pairs[: self.cfg.pairs]
-        self.neutral = replace(self.sampling, temperature=1.0)
+        self.neutral = replace(self.sampling, temperature=1.0, top_k=None, top_p=None, min_p=None)
         self._reference: tuple[Tensor, Tensor] | None = None  # gold and length of its own answers, [B] each
         self._reference_pairs: Tensor | None = None
 

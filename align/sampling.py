@@ -1,14 +1,13 @@
 """Prompts -> Completions, under one explicit sampling config.
 
-The distribution is the model's at the given temperature, with nothing cut off: KL estimates and importance ratios are
-about the distribution that is sampled from. Each (seed, prompt, sample) has its own stream of uniforms, one per
-position, so a completion does not depend on what it is batched with (bit for bit in float32), and two policies probed
-with one seed are compared under common random numbers.
+The distribution is the model's at the given temperature, with nothing cut off unless the config says so: KL estimates
+and importance ratios are about the distribution that is sampled from. Each (seed, prompt, sample) has its own stream of
+noise, some numbers per position, so a completion does not depend on what it is batched with (bit for bit in float32),
+and two policies probed with one seed are compared under common random numbers.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from align.data.tokens import decode, encode_prompt
 from align.forward import backbone, output_head
+from align.maths.draw import draw, noise_of, noise_size, warp
 from align.models import Policy
 from align.records import Completions, Prompt
 from align.schema import Sampling
@@ -33,7 +33,7 @@ def sample(
     greedy: bool = False,
 ) -> Completions:
     """`samples` completions of each prompt, prompt-major. `model` defaults to the policy's; pass the reference's to
-    sample from that. Greedy takes the most likely token; its logprobs are still those of the distribution at T."""
+    sample from that. Greedy takes the most likely token; its logprobs are still those of the distribution."""
     model = policy.model if model is None else model
     encoded = {prompt.id: tuple(encode_prompt(policy.tokenizer, prompt)) for prompt in prompts}
     jobs = [(prompt, k) for prompt in prompts for k in range(samples)]
@@ -41,9 +41,9 @@ def sample(
     results: list[tuple[list[int], list[float]]] = [([], [])] * len(jobs)
     for start in range(0, len(order), cfg.rows):
         chosen = order[start : start + cfg.rows]
-        uniforms = torch.stack([_uniforms(seed, jobs[i][0].id, jobs[i][1], cfg.max_new_tokens) for i in chosen])
+        streams = [(seed, jobs[i][0].id, jobs[i][1]) for i in chosen]
         rows = [encoded[jobs[i][0].id] for i in chosen]
-        outcome = _decode(policy, model, rows, uniforms, cfg.temperature, greedy)
+        outcome = _decode(policy, model, rows, None if greedy else streams, cfg)
         for i, result in zip(chosen, outcome, strict=True):
             results[i] = result
     return _collect(policy, jobs, encoded, results)
@@ -51,9 +51,10 @@ def sample(
 
 @torch.no_grad()
 def _decode(
-    policy: Policy, model: Any, rows: list[tuple[int, ...]], uniforms: Tensor, temperature: float, greedy: bool
+    policy: Policy, model: Any, rows: list[tuple[int, ...]], streams: list[tuple[int, str, int]] | None, cfg: Sampling
 ) -> list[tuple[list[int], list[float]]]:
-    """Token by token with a KV cache; rows that have ended leave the batch. -> ids and logprobs of each row"""
+    """Token by token with a KV cache; rows that have ended leave the batch; without streams of noise, greedily.
+    -> ids and logprobs of each row"""
     device = policy.device
     model.eval()
     ids, mask, unique = _left_pad_unique(rows, policy.tokenizer.pad_token_id, device)
@@ -64,12 +65,14 @@ def _decode(
     # indexed before the head: on a strided slice, matmul would copy the head's weight once per row (1.8 GB at 32 rows)
     logits, mask = head(out.last_hidden_state[:, -1].contiguous())[unique], mask[unique]
     position = mask.sum(-1, keepdim=True)
-    uniforms, stops = uniforms.to(device), torch.tensor(policy.stop_ids, device=device)
+    noise = _noise(streams, cfg.max_new_tokens, logits.shape[-1], device)
+    stops = torch.tensor(policy.stop_ids, device=device)
     alive = torch.arange(len(rows), device=device)
     tokens: list[tuple[Tensor, Tensor, Tensor]] = []
-    steps = uniforms.shape[1]
+    steps = cfg.max_new_tokens
     for t in range(steps):
-        chosen, logprobs = pick(logits, uniforms[alive, t], temperature, greedy)
+        warped = warp(logits, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
+        chosen, logprobs = draw(warped, None if noise is None else noise[alive, t])
         tokens.append((alive, chosen, logprobs))
         going = ~torch.isin(chosen, stops)
         if t + 1 == steps or not going.any():
@@ -90,29 +93,14 @@ def _decode(
     return _by_row(tokens, len(rows))
 
 
-def pick(logits: Tensor, uniforms: Tensor, temperature: float, greedy: bool) -> tuple[Tensor, Tensor]:
-    """One token of each row by inverting the cumulative distribution at its uniform.
-
-    torch.multinomial over 49k tokens takes many times as long (docs/log.md).
-    logits [B, V], uniforms [B] in [0, 1) -> tokens [B] int64, their logprobs [B] float32
-    """
-    probs = (logits.float() / temperature).softmax(-1)
-    if greedy:
-        tokens = logits.argmax(-1)
-    else:
-        cumulative = probs.cumsum(-1)
-        # scaled by the actual total, so that rounding in the sum leaves no uniform past the end
-        threshold = uniforms.unsqueeze(-1) * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-        tokens = tokens.clamp(max=probs.shape[-1] - 1)
-    return tokens, probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).log()
-
-
-def _uniforms(seed: int, prompt_id: str, sample: int, count: int) -> Tensor:
-    """The stream of one completion. [count] float32 in [0, 1)"""
-    key = hashlib.sha256(f"{seed}/{prompt_id}/{sample}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") & (2**63 - 1))
-    return torch.rand(count, generator=generator)
+def _noise(
+    streams: list[tuple[int, str, int]] | None, positions: int, vocabulary: int, device: torch.device
+) -> Tensor | None:
+    """[B, positions, noise_size(vocabulary)], made at once: for 64 rows of 128 positions 15 MB."""
+    if streams is None:
+        return None
+    size = noise_size(vocabulary)
+    return torch.stack([noise_of(*stream, positions, size) for stream in streams]).to(device)
 
 
 def _left_pad_unique(rows: list[tuple[int, ...]], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -237,6 +237,9 @@ class Probe:
 @dataclass
 class Sampling:
     temperature: float = MISSING
+    top_k: int | None = MISSING
+    top_p: float | None = MISSING
+    min_p: float | None = MISSING
     max_new_tokens: int = MISSING
     rows: int = MISSING
 

@@ -10,6 +10,7 @@ from align.report.text import config_value, listing, visible
 from align.runs import VOLATILE
 
 KEYS_SHOWN = 4
+NOT_THE_PROBES = ("probe.every", *(f"sampling.{key}" for key in ("temperature", "top_k", "top_p", "min_p")))
 Members = list[tuple[Arm, SeedRun]]
 
 
@@ -68,9 +69,9 @@ def _fingerprints(run: SeedRun) -> list[Any] | None:
 
 
 def _ruler(run: SeedRun) -> dict[str, Any]:
-    """What the probe's numbers depend on beside the policy. It always samples at temperature 1."""
+    """What the probe's numbers depend on beside the policy. It samples at temperature 1, nothing cut off."""
     flat = flatten({"probe": run.record.config.get("probe"), "sampling": run.record.config.get("sampling")})
-    return {key: value for key, value in flat.items() if key not in ("probe.every", "sampling.temperature")}
+    return {key: value for key, value in flat.items() if key not in NOT_THE_PROBES}
 
 
 def _unequal_rulers(arms: Sequence[Arm]) -> list[str]:

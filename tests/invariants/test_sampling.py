@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from align.data.tokens import encode_prompt
 from align.forward import Scorer, batch_of, score
 from align.records import Completions
-from align.sampling import pick, sample
+from align.sampling import sample
 from tests.invariants import families
 from tests.invariants.families import PROMPTS, TOKENIZER
 
@@ -137,24 +137,14 @@ def test_a_wrong_temperature_would_be_noticed():
     assert agrees(counts, probs) < P_VALUE
 
 
-def test_pick_inverts_the_cumulative_distribution_by_hand():
-    logits = tensor([[0.5, 0.2, 0.3]]).log().expand(6, 3)
-    picked, logprobs = pick(logits, tensor([0.0, 0.49, 0.51, 0.69, 0.71, 0.999]), 1.0, greedy=False)
-    assert picked.tolist() == [0, 0, 1, 1, 2, 2]
-    assert_close(logprobs, tensor([0.5, 0.5, 0.2, 0.2, 0.3, 0.3]).log())
-
-
-def test_evenly_spread_uniforms_give_each_token_its_share():
-    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)) * 2
-    uniforms = (torch.arange(100_000) + 0.5) / 100_000
-    picked, _ = pick(logits.expand(len(uniforms), -1), uniforms, 0.7, greedy=False)
-    shares = torch.bincount(picked, minlength=50) / len(uniforms)
-    assert (shares - (logits[0] / 0.7).softmax(-1)).abs().max() <= 2e-5  # one sample at each end of an interval
-
-
-def test_impossible_tokens_are_never_picked_at_the_ends_of_the_unit_interval():
-    logits = torch.randn(500, 60, generator=torch.Generator().manual_seed(0)) * 3
-    logits[:, :5] = logits[:, -5:] = -math.inf
-    for uniform in (0.0, 1 - 2**-24):  # the least and the largest that torch.rand gives
-        picked, logprobs = pick(logits, torch.full((500,), uniform), 1.0, greedy=False)
-        assert torch.isfinite(logprobs).all() and ((picked >= 5) & (picked < 55)).all()
+@pytest.mark.parametrize(("cut", "kept"), [({"top_k": 2}, 2), ({"top_p": 1e-6}, 1), ({"min_p": 0.999}, 1)], ids=str)
+def test_what_is_cut_off_is_never_sampled_and_the_samplers_logprobs_say_what_is_left(cut, kept):
+    policy = families.policy("llama")
+    made = sample(policy, PROMPTS[:1], 64, replace(families.sampling(max_new_tokens=1), **cut), seed=0)
+    found, logprobs = made.ids[:, 0], made.logprobs[:, 0]
+    with torch.no_grad():
+        logits = families.full_logits(policy.model, tensor([encode_prompt(TOKENIZER, PROMPTS[0])]))[0, -1]
+    likely = logits.topk(kept)
+    assert set(found.tolist()) == set(likely.indices.tolist())
+    exact = dict(zip(likely.indices.tolist(), likely.values.log_softmax(-1).tolist(), strict=True))
+    assert_close(logprobs, tensor([exact[token] for token in found.tolist()]), rtol=0, atol=1e-5)
