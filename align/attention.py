@@ -73,9 +73,15 @@ def packed_attention(
     scaling: float,
     blocks: tuple[Block, ...],
     sliding_window: int | None = None,
+    keep: list[tuple[Tensor, Tensor]] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface. query [1, H, L, D], key and value [1, G, L, D] -> [1, L, H, D]"""
+    """transformers' attention interface. query [1, H, L, D], key and value [1, G, L, D] -> [1, L, H, D]
+
+    keep: every layer adds its keys and values, [G, L, D] each
+    """
+    if keep is not None:
+        keep.append((key[0], value[0]))
     out = _Packed.apply(query[0], key[0], value[0], blocks, scaling, sliding_window)
     return out.transpose(0, 1).unsqueeze(0), None
 
@@ -84,11 +90,11 @@ AttentionInterface.register(NAME, packed_attention)
 
 
 @contextmanager
-def packed(decoder: Any) -> Iterator[None]:
-    """The decoder's layers attend by `packed_attention`."""
+def attending(decoder: Any, name: str = NAME) -> Iterator[None]:
+    """The decoder's layers attend by the function that transformers knows under this name."""
     config = decoder.config
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = name
     try:
         yield
     finally:

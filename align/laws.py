@@ -144,6 +144,7 @@ def _sampling_and_probe(e: Experiment) -> None:
     finite(e.sampling.temperature, "sampling.temperature", 0, 10, open_low=True)
     positive(e.sampling.max_new_tokens, "sampling.max_new_tokens")
     positive(e.sampling.rows, "sampling.rows")
+    one_of(e.sampling.lora, ("merged", "unmerged"), "sampling.lora")
     _cuts(e)
     for key in ("every", "prompts", "samples"):
         positive(getattr(e.probe, key), f"probe.{key}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.attention import Block, packed
+from align.attention import Block, attending
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Packed:
 
     def hidden(self, decoder: Any, **options: Any) -> Tensor:
         """The decoder's last hidden states. [N, H]"""
-        with packed(decoder):
+        with attending(decoder):
             return decoder(
                 input_ids=self.ids, position_ids=self.positions, blocks=self.blocks, return_dict=True, **options
             ).last_hidden_state[0]

@@ -9,15 +9,21 @@ and two policies probed with one seed are compared under common random numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from align.data.tokens import decode, encode_prompt
-from align.forward import backbone, output_head
+from align.attention import attending
+from align.decoding import NAME as DECODING
+from align.decoding import Cache
+from align.forward import backbone, causal_lm, output_head
 from align.maths.draw import draw, noise_of, noise_size, warp
+from align.merged import Merged
 from align.models import Policy
+from align.packing import pack
 from align.records import Completions, Prompt
 from align.schema import Sampling
 
@@ -31,124 +37,170 @@ def sample(
     *,
     model: Any = None,
     greedy: bool = False,
+    limits: Sequence[int] | None = None,
 ) -> Completions:
     """`samples` completions of each prompt, prompt-major. `model` defaults to the policy's; pass the reference's to
-    sample from that. Greedy takes the most likely token; its logprobs are still those of the distribution."""
-    model = policy.model if model is None else model
+    sample from that. Greedy takes the most likely token; its logprobs are still those of the distribution. `limits`:
+    of each completion's tokens, where it is lower than cfg.max_new_tokens."""
     encoded = {prompt.id: tuple(encode_prompt(policy.tokenizer, prompt)) for prompt in prompts}
     jobs = [(prompt, k) for prompt in prompts for k in range(samples)]
-    order = sorted(range(len(jobs)), key=lambda i: len(encoded[jobs[i][0].id]))
-    results: list[tuple[list[int], list[float]]] = [([], [])] * len(jobs)
-    for start in range(0, len(order), cfg.rows):
-        chosen = order[start : start + cfg.rows]
-        streams = [(seed, jobs[i][0].id, jobs[i][1]) for i in chosen]
-        rows = [encoded[jobs[i][0].id] for i in chosen]
-        outcome = _decode(policy, model, rows, None if greedy else streams, cfg)
-        for i, result in zip(chosen, outcome, strict=True):
-            results[i] = result
-    return _collect(policy, jobs, encoded, results)
-
-
-@torch.no_grad()
-def _decode(
-    policy: Policy, model: Any, rows: list[tuple[int, ...]], streams: list[tuple[int, str, int]] | None, cfg: Sampling
-) -> list[tuple[list[int], list[float]]]:
-    """Token by token with a KV cache; rows that have ended leave the batch; without streams of noise, greedily.
-    -> ids and logprobs of each row"""
-    device = policy.device
-    model.eval()
-    ids, mask, unique = _left_pad_unique(rows, policy.tokenizer.pad_token_id, device)
-    decoder, head = backbone(model), output_head(model)
-    out = decoder(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True)
-    cache = out.past_key_values
-    cache.batch_select_indices(unique)  # each prompt is computed once, its cache is copied to its completions
-    # indexed before the head: on a strided slice, matmul would copy the head's weight once per row (1.8 GB at 32 rows)
-    logits, mask = head(out.last_hidden_state[:, -1].contiguous())[unique], mask[unique]
-    position = mask.sum(-1, keepdim=True)
-    noise = _noise(streams, cfg.max_new_tokens, logits.shape[-1], device)
-    stops = torch.tensor(policy.stop_ids, device=device)
-    alive = torch.arange(len(rows), device=device)
-    tokens: list[tuple[Tensor, Tensor, Tensor]] = []
-    steps = cfg.max_new_tokens
-    for t in range(steps):
-        warped = warp(logits, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
-        chosen, logprobs = draw(warped, None if noise is None else noise[alive, t])
-        tokens.append((alive, chosen, logprobs))
-        going = ~torch.isin(chosen, stops)
-        if t + 1 == steps or not going.any():
-            break
-        if not going.all():
-            keep = going.nonzero().squeeze(-1)
-            cache.batch_select_indices(keep)
-            alive, chosen, mask, position = alive[keep], chosen[keep], mask[keep], position[keep]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        out = decoder(
-            input_ids=chosen.unsqueeze(-1),
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits, position = head(out.last_hidden_state[:, -1]), position + 1
-    return _by_row(tokens, len(rows))
-
-
-def _noise(
-    streams: list[tuple[int, str, int]] | None, positions: int, vocabulary: int, device: torch.device
-) -> Tensor | None:
-    """[B, positions, noise_size(vocabulary)], made at once: for 64 rows of 128 positions 15 MB."""
-    if streams is None:
-        return None
-    size = noise_size(vocabulary)
-    return torch.stack([noise_of(*stream, positions, size) for stream in streams]).to(device)
-
-
-def _left_pad_unique(rows: list[tuple[int, ...]], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Distinct prompts, padded on the left. -> ids [U, P], mask [U, P] int64, index of each row's prompt [B]"""
-    distinct = list(dict.fromkeys(rows))
-    longest = max(len(row) for row in distinct)
-    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in distinct], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in distinct], device=device)
-    place = {row: i for i, row in enumerate(distinct)}
-    return ids, mask, torch.tensor([place[row] for row in rows], device=device)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def _by_row(tokens: list[tuple[Tensor, Tensor, Tensor]], rows: int) -> list[tuple[list[int], list[float]]]:
-    results: list[tuple[list[int], list[float]]] = [([], []) for _ in range(rows)]
-    for alive, chosen, logprobs in tokens:
-        for row, token, logprob in zip(alive.tolist(), chosen.tolist(), logprobs.tolist(), strict=True):
-            results[row][0].append(token)
-            results[row][1].append(logprob)
-    return results
-
-
-def _collect(
-    policy: Policy,
-    jobs: list[tuple[Prompt, int]],
-    encoded: dict[str, tuple[int, ...]],
-    results: list[tuple[list[int], list[float]]],
-) -> Completions:
-    width = max(len(ids) for ids, _ in results)
-    shape = (len(jobs), width)
-    ids = torch.full(shape, policy.tokenizer.pad_token_id, dtype=torch.long)
-    logprobs, mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
-    for i, (row, row_logprobs) in enumerate(results):
-        ids[i, : len(row)] = torch.tensor(row)
-        logprobs[i, : len(row)] = torch.tensor(row_logprobs)
-        mask[i, : len(row)] = True
-    finished = torch.tensor([row[-1] in policy.stop_ids for row, _ in results])
-    ended = zip(results, finished.tolist(), strict=True)
-    texts = [decode(policy.tokenizer, row[:-1] if done else row) for (row, _), done in ended]
+    bounds = [cfg.max_new_tokens] * len(jobs) if limits is None else [min(n, cfg.max_new_tokens) for n in limits]
+    asked = [
+        Job(encoded[prompt.id], None if greedy else (seed, prompt.id, k), limit)
+        for (prompt, k), limit in zip(jobs, bounds, strict=True)
+    ]
+    ids, logprobs, lengths = _Decoding(policy, policy.model if model is None else model, cfg, asked).run()
+    mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(-1)
+    last = ids.gather(1, lengths.unsqueeze(-1) - 1).squeeze(-1)
+    finished = torch.isin(last, torch.tensor(policy.stop_ids))
+    ends = (lengths - finished.long()).tolist()
     return Completions(
         prompts=tuple(prompt for prompt, _ in jobs),
-        prompt_ids=tuple(encoded[prompt.id] for prompt, _ in jobs),
-        ids=ids,
+        prompt_ids=tuple(job.prompt for job in asked),
+        ids=ids.masked_fill(~mask, policy.tokenizer.pad_token_id),
         mask=mask,
         finished=finished,
-        logprobs=logprobs,
-        texts=tuple(texts),
+        logprobs=logprobs.masked_fill(~mask, 0.0),
+        texts=tuple(decode(policy.tokenizer, row[:end]) for row, end in zip(ids.tolist(), ends, strict=True)),
     )
+
+
+class Job(NamedTuple):
+    """A completion to be sampled."""
+
+    prompt: tuple[int, ...]
+    stream: tuple[int, str, int] | None  # of its noise; None: greedily
+    limit: int  # tokens
+
+
+class _Decoding:
+    """Some rows at a time, token by token. A row that has ended is dropped when an eighth have, since dropping copies
+    caches; waiting prompts come in when a quarter of the rows is free, since a prompt's pass costs as much as a step."""
+
+    def __init__(self, policy: Policy, model: Any, cfg: Sampling, jobs: list[Job]):
+        self.cfg, self.jobs, self.device = cfg, jobs, policy.device
+        self.copy = decoding_copy(model, merge=cfg.lora == "merged")
+        self.decoder, self.head = backbone(self.copy.lm), output_head(self.copy.lm)
+        steps = max(job.limit for job in jobs)
+        self.cache = Cache(min(cfg.rows, len(jobs)), steps, self.device)
+        self.waiting = _groups(jobs, self.cache.capacity)
+        self.stops = torch.tensor(policy.stop_ids, device=self.device)
+        self.limits = torch.tensor([job.limit for job in jobs] + [steps], device=self.device)
+        shape = (len(jobs) + 1, steps)  # what rows that have ended go on to produce lands in the last row
+        self.ids = torch.zeros(shape, dtype=torch.long, device=self.device)
+        self.logprobs = torch.zeros(shape, device=self.device)
+        self.lengths = torch.zeros(len(jobs) + 1, dtype=torch.long, device=self.device)
+        nobody = torch.zeros(0, dtype=torch.long, device=self.device)
+        self.job, self.count, self.last = nobody, nobody, nobody  # [R] of each row: its job, its tokens, the last of them
+        self.noise: Tensor | None = None  # [R, steps, noise_size]
+
+    @torch.no_grad()
+    def run(self) -> tuple[Tensor, Tensor, Tensor]:
+        """-> ids and logprobs [jobs, longest], lengths [jobs], on the CPU"""
+        with attending(self.decoder, DECODING):
+            while True:
+                self.drop()
+                if self.waiting and self.free >= max(self.cache.capacity / 4, len(self.waiting[0])):
+                    self.admit()
+                elif len(self.job):
+                    self.step()
+                else:
+                    break
+        lengths = self.lengths[:-1].cpu()
+        longest = int(lengths.max())
+        return self.ids[:-1, :longest].cpu(), self.logprobs[:-1, :longest].cpu(), lengths
+
+    @property
+    def free(self) -> int:
+        return self.cache.capacity - len(self.job)
+
+    def admit(self) -> None:
+        """The prompts whose completions there is room for, and their first tokens."""
+        groups = list[list[int]]()
+        while self.waiting and sum(map(len, groups)) + len(self.waiting[0]) <= self.free:
+            groups.append(self.waiting.pop(0))
+        prompts = [self.jobs[group[0]].prompt for group in groups]
+        distinct = list(dict.fromkeys(prompts))
+        row = pack(distinct, [()] * len(distinct), self.device)
+        kept: list[tuple[Tensor, Tensor]] = []
+        hidden = row.hidden(self.decoder, use_cache=False, keep=kept)[row.predicting]
+        spans = dict(zip(distinct, (block.rows for block in row.blocks), strict=True))
+        self.cache.admit(kept, [spans[prompt] for prompt in prompts], [len(group) for group in groups])
+        fresh = [i for group in groups for i in group]
+        before = len(self.job)
+        new = torch.tensor(fresh, device=self.device)
+        self.job = torch.cat([self.job, new])
+        self.count = torch.cat([self.count, torch.zeros_like(new)])
+        self.last = torch.cat([self.last, torch.zeros_like(new)])
+        logits = self.head(hidden)
+        self._draw_noise(fresh, logits.shape[-1])
+        of_row = [distinct.index(self.jobs[i].prompt) for i in fresh]
+        self.choose(logits[torch.tensor(of_row, device=self.device)], slice(before, None))
+
+    def step(self) -> None:
+        positions = self.cache.begin()
+        hidden = self.decoder(
+            input_ids=self.last.unsqueeze(-1), position_ids=positions, use_cache=False, cache=self.cache
+        ).last_hidden_state[:, 0]
+        self.cache.advance(self.going)
+        self.choose(self.head(hidden), slice(None))
+
+    def choose(self, logits: Tensor, rows: slice) -> None:
+        """The next token of these rows."""
+        cfg, job, count = self.cfg, self.job[rows], self.count[rows]
+        noise = None
+        if self.noise is not None:
+            at = torch.arange(len(self.job), device=self.device)[rows]
+            noise = self.noise[at, count.clamp(max=self.noise.shape[1] - 1)]
+        tokens, logprobs = draw(warp(logits, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p), noise)
+        column = count.clamp(max=self.ids.shape[1] - 1)
+        self.ids[job, column], self.logprobs[job, column] = tokens, logprobs
+        now = count + 1
+        ended = torch.isin(tokens, self.stops) | (now >= self.limits[job])
+        self.lengths[job] = now
+        self.last[rows], self.count[rows] = tokens, now
+        self.job[rows] = job.masked_fill(ended, len(self.jobs))
+
+    @property
+    def going(self) -> Tensor:
+        return self.job < len(self.jobs)
+
+    def drop(self) -> None:
+        going = self.going
+        rows, left = len(going), int(going.sum())
+        if left == rows or (left and 8 * (rows - left) < rows):
+            return
+        keep = going.nonzero().squeeze(-1)
+        self.cache.keep(keep)
+        self.job, self.count, self.last = self.job[keep], self.count[keep], self.last[keep]
+        self.noise = None if self.noise is None else self.noise[keep]
+
+    def _draw_noise(self, fresh: list[int], vocabulary: int) -> None:
+        """[R, steps, noise_size(vocabulary)]: for 64 rows of 128 positions 4 MB."""
+        streams = [self.jobs[i].stream for i in fresh]
+        if streams[0] is None:
+            return
+        steps, size = self.ids.shape[1], noise_size(vocabulary)
+        new = torch.stack([noise_of(*stream, steps, size) for stream in streams if stream]).to(self.device)
+        self.noise = new if self.noise is None else torch.cat([self.noise, new])
+
+
+def _groups(jobs: list[Job], most: int) -> list[list[int]]:
+    """Jobs that share a prompt, at most `most` together; prompts of similar length follow each other."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for i, job in enumerate(jobs):
+        found.setdefault(job.prompt, []).append(i)
+    groups = [group[i : i + most] for group in found.values() for i in range(0, len(group), most)]
+    return sorted(groups, key=lambda group: len(jobs[group[0]].prompt))
+
+
+_copies: WeakKeyDictionary[Any, dict[bool, Merged]] = WeakKeyDictionary()
+
+
+def decoding_copy(model: Any, merge: bool) -> Merged:
+    """The copy that this model is sampled from, made once and brought up to date."""
+    made = _copies.setdefault(model, {})
+    if merge not in made:
+        made[merge] = Merged(causal_lm(model), merge)
+    made[merge].refresh()
+    return made[merge]

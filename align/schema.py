@@ -242,6 +242,7 @@ class Sampling:
     min_p: float | None = MISSING
     max_new_tokens: int = MISSING
     rows: int = MISSING
+    lora: str = MISSING
 
 
 @dataclass

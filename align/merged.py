@@ -1,0 +1,126 @@
+"""The copy of a model that completions are sampled from: the same modules, its linear layers laid out for few rows.
+
+Adapters are merged into copies of the weights, in the compute dtype, and never into the weights that are trained. Layers
+that read the same input become one product, and on a CPU weights are kept in the layout of its kernels, which would
+otherwise convert them at every token (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+SIDE_BY_SIDE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # called in this order, on one input
+
+
+class Merged:
+    """`lm`, a causal LM whose layers follow those of the model it was made from; `refresh` before use."""
+
+    def __init__(self, source: Any, merge: bool):
+        tensors = (*source.parameters(), *source.buffers())
+        self.lm = copy.deepcopy(source, memo={id(t): t for t in tensors}).eval()
+        self.products: list[Product] = []
+        self.stamp: tuple[int, ...] | None = None
+        self.trained = [p for p in tensors if p.requires_grad]
+        self._replace(self.lm, merge)
+
+    def refresh(self) -> None:
+        """Take over what has been trained since. A tensor's version counts the writes to it."""
+        stamp = tuple(p._version for p in self.trained)
+        if stamp != self.stamp:
+            for product in self.products:
+                product.refresh()
+            self.stamp = stamp
+
+    def _replace(self, module: nn.Module, merge: bool) -> None:
+        if isinstance(module, LoraLayer):
+            return
+        for child in module.children():
+            self._replace(child, merge)
+        children = {name: child for name, child in module.named_children() if _is_linear(child, merge)}
+        for names in SIDE_BY_SIDE:
+            if all(name in children for name in names):
+                product = self._product([children.pop(name) for name in names])
+                setattr(module, names[0], product)
+                for i, name in enumerate(names[1:], start=1):
+                    setattr(module, name, Part(product, i))
+        for name, child in children.items():
+            setattr(module, name, self._product([child]))
+
+    def _product(self, layers: list[Any]) -> Product:
+        self.products.append(Product(layers))
+        return self.products[-1]
+
+
+class Product(nn.Module):
+    """Linear layers on one input as one; its own output is that of the first, `Part`s give those of the others."""
+
+    def __init__(self, layers: list[Any]):
+        super().__init__()
+        self.layers = tuple(layers)  # a tuple, so that they are no submodules
+        self.widths = [layer.out_features for layer in layers]
+        self.tensors: tuple[Tensor, Tensor | None] | None = None  # weight and bias; a tuple, so that they are not registered
+        self.outputs: tuple[Tensor, ...] = ()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        weights = [merged_weight(layer) for layer in self.layers]
+        biases = [base_layer(layer).bias for layer in self.layers]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        if _can_lay_out(weight):
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.tensors = weight, None if biases[0] is None else torch.cat(biases)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.tensors is not None, "refresh() first"
+        weight, bias = self.tensors
+        if weight.is_mkldnn:
+            y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        else:
+            y = linear(x, weight, bias)
+        if len(self.widths) == 1:
+            return y
+        self.outputs = y.split(self.widths, dim=-1)
+        return self.outputs[0]
+
+
+class Part(nn.Module):
+    """What the product that was computed last has for one of its further layers."""
+
+    def __init__(self, product: Product, index: int):
+        super().__init__()
+        self.product, self.index = (product,), index
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.product[0].outputs[self.index]
+
+
+def base_layer(layer: Any) -> nn.Linear:
+    return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+
+
+def merged_weight(layer: Any) -> Tensor:
+    """W + s B A, rounded once to the dtype of W. [out, in]"""
+    weight = base_layer(layer).weight
+    if not isinstance(layer, LoraLayer):
+        return weight
+    (name,) = layer.active_adapters
+    A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return torch.addmm(weight.to(A.dtype), B, A, alpha=layer.scaling[name]).to(weight.dtype)
+
+
+def _is_linear(module: nn.Module, merge: bool) -> bool:
+    """A linear layer, or one with a plain adapter that is to be merged; DoRA's and other variants stay as they are."""
+    if isinstance(module, LoraLinear):
+        return merge and not module.lora_variant and len(module.active_adapters) == 1 and not module.merged
+    return type(module) is nn.Linear
+
+
+def _can_lay_out(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
