@@ -1,10 +1,10 @@
-"""From logits to one token of each row: what is cut off, a two-level exponential race, and the noise that it runs on.
+"""From logits to one token of each row: what is cut off, an exponential race in three heats, and the noise it runs on.
 
-Where E_v are independent standard exponentials, argmax_v p_v / E_v is a draw from p. With one race among blocks of the
-vocabulary and one among the tokens of the winning block, P(token) = P(block) P(token | block) is still exactly p_v, for
-V / 256 + 256 random numbers instead of V. Rounding of the logits changes the token only where it decides a race, which
-needs a near tie. Inverting the cumulative distribution is cheap too, but there the bounds of thousands of tokens lie
-closer together than the sum's rounding (docs/log.md).
+Where E_v are independent standard exponentials, argmax_v p_v / E_v is a draw from p. A race among blocks of the
+vocabulary, one among the parts of the winning block and one among that part's tokens are together still exactly p,
+P(block) P(part | block) P(token | part), for V / 1024 + 64 random numbers instead of V. Rounding of the logits changes
+the token only where it decides a heat, which needs a near tie. Inverting the cumulative distribution is cheap too, but
+there the bounds of thousands of tokens lie closer together than the sum's rounding (docs/log.md).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-BLOCK = 256  # near the square root of usual vocabularies, where V / n + n is least
-LEAST = 2.0**-53  # of the noise: half the spacing of uniforms in float64
+BLOCK, PART = 1024, 32  # near what needs the fewest numbers at 49k to 262k tokens, V / BLOCK + BLOCK / PART + PART
+LEAST = 2.0**-53  # of the noise: the spacing of uniforms in float64
 
 
 def warp(
@@ -47,11 +47,11 @@ def warp(
 def draw(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """One token of each row from softmax(logits), by a race; without noise the most likely one.
 
-        b = argmax_b m_b / E_b,  m_b = sum_{v in b} p_v;    y = argmax_{v in b} p_v / E'_v
+        b = argmax_b m_b / E_b,    c = argmax_{c in b} m_c / E_c,    y = argmax_{v in c} p_v / E_v,    m = sum of p
 
-    A token of probability 0 is never drawn: the noise is between 2^-53 and 37, so a block that wins has a mass above
-    1e-18 and the token that wins in it a probability above 1e-22, far from where float32 underflows. A row that is no
-    distribution (a NaN, +inf, or -inf throughout) has NaN logprobs, for the guard to find, and any token.
+    A token of probability 0 is never drawn: the noise is between 2^-53 and 17, so a block that wins has a mass above
+    1e-18, a part of it one above 1e-37, and something in it is above 0. A row that is no distribution (a NaN, +inf, or
+    -inf throughout) has a NaN logprob, for the guard to find, and any token.
     logits [B, V], noise [B, noise_size(V)] -> tokens [B] int64, logprobs [B] float32, of softmax(logits)
     """
     probs = logits.softmax(-1, dtype=torch.float32)
@@ -60,8 +60,8 @@ def draw(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def noise_size(vocabulary: int) -> int:
-    """Exponentials that one draw takes: one for each block, then one for each token of a block."""
-    return math.ceil(vocabulary / BLOCK) + min(vocabulary, BLOCK)
+    """Exponentials that one draw takes: one for each block, each part of a block, each token of a part."""
+    return math.ceil(vocabulary / BLOCK) + BLOCK // PART + PART
 
 
 def noise_of(seed: int, prompt_id: str, sample: int, positions: int, size: int) -> Tensor:
@@ -74,7 +74,8 @@ def noise_of(seed: int, prompt_id: str, sample: int, positions: int, size: int) 
     key = hashlib.sha256(f"{seed}/{prompt_id}/{sample}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") & (2**63 - 1))
     uniforms = torch.rand(positions, size, generator=generator, dtype=torch.float64)
-    return uniforms.neg_().log1p_().neg_().clamp_(min=LEAST).float()
+    # float32 has as many digits near 0, where races are won; what rounds to 1 would be infinite
+    return uniforms.float().clamp_(LEAST, 1 - 2.0**-24).neg_().log1p_().neg_()
 
 
 def _race(probs: Tensor, noise: Tensor) -> Tensor:
@@ -83,12 +84,14 @@ def _race(probs: Tensor, noise: Tensor) -> Tensor:
     masses = probs[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1)
     if whole < V:
         masses = torch.cat([masses, probs[:, whole:].sum(-1, keepdim=True)], dim=-1)
-    blocks = masses.shape[-1]
     assert noise.shape == (len(probs), noise_size(V)), (noise.shape, V)
-    block = (masses / noise[:, :blocks]).argmax(-1, keepdim=True)
-    index = block * BLOCK + torch.arange(min(V, BLOCK), device=probs.device)
-    inside = probs.gather(-1, index.clamp(max=V - 1)).masked_fill(index >= V, 0.0)
-    return (block * BLOCK + (inside / noise[:, blocks:]).argmax(-1, keepdim=True)).squeeze(-1)
+    by_block, by_part, by_token = noise.split([masses.shape[-1], BLOCK // PART, PART], dim=-1)
+    block = (masses / by_block).argmax(-1)
+    index = block.unsqueeze(-1) * BLOCK + torch.arange(BLOCK, device=probs.device)
+    inside = probs.gather(-1, index.clamp(max=V - 1)).masked_fill(index >= V, 0.0).unflatten(-1, (-1, PART))
+    part = (inside.sum(-1) / by_part).argmax(-1)
+    tokens = inside[torch.arange(len(probs), device=probs.device), part]
+    return block * BLOCK + part * PART + (tokens / by_token).argmax(-1)
 
 
 def _top_k(z: Tensor, k: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from align.maths.draw import BLOCK, LEAST, draw, noise_of, noise_size, warp
+from align.maths.draw import BLOCK, LEAST, PART, draw, noise_of, noise_size, warp
 
 P_VALUE = 1e-4
 CUTS = [{}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.05}, {"top_k": 40, "top_p": 0.9, "min_p": 0.01}]
@@ -58,22 +58,27 @@ def by_inversion(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def test_a_race_by_hand():
-    """Two blocks, 0.25 and 0.75. E = 1, 2: keys 0.25 and 0.375, the second wins. In it 0.5 and 0.25: with E' = 4, 1
-    keys 0.125 and 0.25, the later token wins; with E' = 1, 1 the first. With E = 1, 4 the first block wins."""
-    logits = torch.full((3, BLOCK + 2), -math.inf)
-    logits[:, 7], logits[:, BLOCK], logits[:, BLOCK + 1] = math.log(0.25), math.log(0.5), math.log(0.25)
-    noise = torch.ones(3, 2 + BLOCK)
-    noise[0, :4], noise[1, :4], noise[2, :4] = tensor([1.0, 2, 4, 1]), tensor([1.0, 2, 1, 1]), tensor([1.0, 4, 9, 9])
+    """Blocks of 0.25 and 0.75, the second of parts 0.5 (tokens 0.375 and 0.125) and 0.25."""
+    logits = torch.full((4, BLOCK + 2 * PART), -math.inf)
+    probs = {7: 0.25, BLOCK: 0.375, BLOCK + 1: 0.125, BLOCK + PART: 0.25}
+    for token, prob in probs.items():
+        logits[:, token] = math.log(prob)
+    noise = torch.ones(4, noise_size(BLOCK + 2 * PART))
+    parts, of_part = 2, 2 + BLOCK // PART
+    noise[0, :2] = tensor([1.0, 4])  # keys 0.25 and 0.1875: the first block, which has one token
+    noise[1, :2] = tensor([1.0, 2])  # 0.25 and 0.375: the second; parts 0.5 and 0.25, the first; 0.375 and 0.125
+    noise[2, of_part : of_part + 2] = tensor([4.0, 1])  # second, first, then 0.094 and 0.125: its second token
+    noise[3, parts : parts + 2] = tensor([1.0, 0.25])  # second, then 0.5 and 1: the second part, which has one token
     tokens, logprobs = draw(logits, noise)
-    assert tokens.tolist() == [BLOCK + 1, BLOCK, 7]
-    assert_close(logprobs, tensor([0.25, 0.5, 0.25]).log())
+    assert tokens.tolist() == [7, BLOCK, BLOCK + 1, BLOCK + PART]
+    assert_close(logprobs, tensor([0.25, 0.375, 0.125, 0.25]).log())
 
 
-def test_a_draw_takes_one_number_for_each_block_and_one_for_each_token_of_a_block():
-    assert [noise_size(V) for V in (10, 256, 257, 49_152)] == [11, 257, 258, 192 + 256]
+def test_a_draw_takes_one_number_for_each_block_and_64_more():
+    assert [noise_size(V) for V in (10, 1024, 1025, 49_152, 151_936)] == [65, 65, 66, 112, 213]
 
 
-@pytest.mark.parametrize("V", [3, 50, 256, 257, 1000, 1024])
+@pytest.mark.parametrize("V", [3, 50, 1000, 1024, 1025, 2048, 2500])
 def test_frequencies_are_the_exact_probabilities(V):
     logits = random_logits(V, std=1.0) if V > 3 else tensor([0.0, 1.0, 2.0])
     counts, probs = drawn(logits, 40_000), logits.softmax(-1)
@@ -137,16 +142,16 @@ def test_rounding_of_the_logits_flips_no_token_of_the_race_but_many_of_the_inver
 def test_impossible_tokens_are_never_drawn():
     logits = random_logits(300, 600, std=3.0)
     logits[:, :290] = logits[:, 310:] = -math.inf
-    for noise in (noise_for(300, 600), torch.full((300, noise_size(600)), LEAST), torch.full((300, 259), 36.7)):
+    for noise in (noise_for(300, 600), torch.full((300, 65), LEAST), torch.full((300, 65), 16.6)):
         tokens, logprobs = draw(logits, noise)
         assert ((tokens >= 290) & (tokens < 310)).all() and torch.isfinite(logprobs).all()
 
 
 def test_tokens_that_underflow_are_never_drawn_and_a_certain_one_always():
-    logits = torch.full((1000, 700), -150.0)  # exp(-150) is 0 in float32
-    logits[:, 650] = 0.0
-    tokens, logprobs = draw(logits, noise_for(1000, 700))
-    assert (tokens == 650).all() and (logprobs == 0).all()
+    logits = torch.full((1000, 2100), -150.0)  # exp(-150) is 0 in float32
+    logits[:, 2050] = 0.0
+    tokens, logprobs = draw(logits, noise_for(1000, 2100))
+    assert (tokens == 2050).all() and (logprobs == 0).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -161,9 +166,9 @@ def test_a_row_that_is_no_distribution_says_so_in_its_logprob_and_no_other_row_d
 
 
 def test_a_token_past_a_short_last_block_is_never_drawn():
-    logits = torch.full((2000, 257), -20.0)
-    logits[:, 256] = 0.0
-    assert (draw(logits, noise_for(2000, 257))[0] == 256).all()
+    logits = torch.full((2000, 1025), -20.0)
+    logits[:, 1024] = 0.0
+    assert (draw(logits, noise_for(2000, 1025))[0] == 1024).all()
 
 
 # Logprobs
@@ -244,7 +249,7 @@ def test_top_p_of_equal_tokens_by_hand():
 def test_noise_is_standard_exponential():
     noise = noise_for(400, 1000)
     assert kstest(noise.flatten().numpy(), "expon").pvalue > P_VALUE
-    assert noise.dtype == torch.float32 and float(noise.min()) >= LEAST and float(noise.max()) < 37
+    assert noise.dtype == torch.float32 and float(noise.min()) >= LEAST and float(noise.max()) < 17
 
 
 def test_the_noise_of_a_position_does_not_depend_on_how_many_there_are():
