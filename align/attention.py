@@ -121,16 +121,16 @@ class _Packed(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...], scale: float, window: int | None
     ) -> Tensor:
         out, kept = torch.empty_like(q), []
+        precise = torch.promote_types(q.dtype, torch.float32)
         for block in blocks:
             P = block.prefix.stop - block.prefix.start
             qs, ks, vs = _queries(q, k, block), _branches(k, block), _branches(v, block)
-            scores = qs.float().mul_(scale)
-            own = scores.flatten(2, 3) @ ks.float().mT
-            own = own.view(*qs.shape[:-1], block.longest)
+            wide = qs.to(precise)
+            scores = (wide.flatten(2, 3) @ ks.to(precise).mT).view(*qs.shape[:-1], block.longest)
             if P:
-                prefix = scores.flatten(1, 3) @ k[:, block.prefix].float().mT
-                own = torch.cat([prefix.view(*qs.shape[:-1], P), own], -1)
-            probs = own.add_(block.mask(window)).softmax(-1).to(q.dtype)
+                seen = (wide.flatten(1, 3) @ k[:, block.prefix].to(precise).mT).view(*qs.shape[:-1], P)
+                scores = torch.cat([seen, scores], -1)
+            probs = scores.mul_(scale).add_(block.mask(window)).softmax(-1).to(q.dtype)
             found = (probs[..., P:].flatten(2, 3) @ vs).view(qs.shape)
             if P:
                 found += (probs[..., :P].flatten(1, 3) @ v[:, block.prefix]).view(qs.shape)
