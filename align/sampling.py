@@ -31,9 +31,11 @@ def sample(
     *,
     model: Any = None,
     greedy: bool = False,
+    limits: Sequence[int] | None = None,
 ) -> Completions:
     """`samples` completions of each prompt, prompt-major. `model` defaults to the policy's; pass the reference's to
-    sample from that. Greedy takes the most likely token; its logprobs are still those of the distribution at T."""
+    sample from that. Greedy takes the most likely token; its logprobs are still those of the distribution at T.
+    `limits`: at most so many tokens of each completion, in their order, beside cfg.max_new_tokens."""
     model = policy.model if model is None else model
     encoded = {prompt.id: tuple(encode_prompt(policy.tokenizer, prompt)) for prompt in prompts}
     jobs = [(prompt, k) for prompt in prompts for k in range(samples)]
@@ -43,7 +45,8 @@ def sample(
         chosen = order[start : start + cfg.rows]
         uniforms = torch.stack([_uniforms(seed, jobs[i][0].id, jobs[i][1], cfg.max_new_tokens) for i in chosen])
         rows = [encoded[jobs[i][0].id] for i in chosen]
-        outcome = _decode(policy, model, rows, uniforms, cfg.temperature, greedy)
+        ends = torch.tensor([cfg.max_new_tokens if limits is None else limits[i] for i in chosen])
+        outcome = _decode(policy, model, rows, uniforms, cfg.temperature, greedy, ends)
         for i, result in zip(chosen, outcome, strict=True):
             results[i] = result
     return _collect(policy, jobs, encoded, results)
@@ -51,7 +54,8 @@ def sample(
 
 @torch.no_grad()
 def _decode(
-    policy: Policy, model: Any, rows: list[tuple[int, ...]], uniforms: Tensor, temperature: float, greedy: bool
+    policy: Policy, model: Any, rows: list[tuple[int, ...]], uniforms: Tensor, temperature: float, greedy: bool,
+    ends: Tensor,
 ) -> list[tuple[list[int], list[float]]]:
     """Token by token with a KV cache; rows that have ended leave the batch. -> ids and logprobs of each row"""
     device = policy.device
@@ -71,7 +75,7 @@ def _decode(
     for t in range(steps):
         chosen, logprobs = pick(logits, uniforms[alive, t], temperature, greedy)
         tokens.append((alive, chosen, logprobs))
-        going = ~torch.isin(chosen, stops)
+        going = ~torch.isin(chosen, stops) & (ends.to(device)[alive] > t + 1)
         if t + 1 == steps or not going.any():
             break
         if not going.all():
