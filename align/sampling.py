@@ -9,7 +9,8 @@ with one seed are compared under common random numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +47,9 @@ def sample(
         uniforms = torch.stack([_uniforms(seed, jobs[i][0].id, jobs[i][1], cfg.max_new_tokens) for i in chosen])
         rows = [encoded[jobs[i][0].id] for i in chosen]
         ends = torch.tensor([cfg.max_new_tokens if limits is None else limits[i] for i in chosen])
-        outcome = _decode(policy, model, rows, uniforms, cfg.temperature, greedy, ends)
+        outcome = _decode(
+            policy, model, rows, uniforms, ends, partial(pick, temperature=cfg.temperature, greedy=greedy)
+        )
         for i, result in zip(chosen, outcome, strict=True):
             results[i] = result
     return _collect(policy, jobs, encoded, results)
@@ -54,8 +57,7 @@ def sample(
 
 @torch.no_grad()
 def _decode(
-    policy: Policy, model: Any, rows: list[tuple[int, ...]], uniforms: Tensor, temperature: float, greedy: bool,
-    ends: Tensor,
+    policy: Policy, model: Any, rows: list[tuple[int, ...]], uniforms: Tensor, ends: Tensor, choose: Callable[..., Any]
 ) -> list[tuple[list[int], list[float]]]:
     """Token by token with a KV cache; rows that have ended leave the batch. -> ids and logprobs of each row"""
     device = policy.device
@@ -73,7 +75,7 @@ def _decode(
     tokens: list[tuple[Tensor, Tensor, Tensor]] = []
     steps = uniforms.shape[1]
     for t in range(steps):
-        chosen, logprobs = pick(logits, uniforms[alive, t], temperature, greedy)
+        chosen, logprobs = choose(logits, uniforms[alive, t])
         tokens.append((alive, chosen, logprobs))
         going = ~torch.isin(chosen, stops) & (ends.to(device)[alive] > t + 1)
         if t + 1 == steps or not going.any():

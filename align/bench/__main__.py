@@ -58,7 +58,7 @@ def bench(wanted: Bench, arguments: Sequence[str]) -> None:
         raise ConfigError(f"out={wanted.out}: cannot be written: {error.strerror or error}") from None
     rows = summarise(rounds(wanted, arguments, say), wanted.works)
     console.print(table(rows))
-    console.print(note(rows), markup=False)
+    console.print(note(rows), markup=False, soft_wrap=True)
     path = wanted.out / "bench.json"
     runs.write_text(path, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print(path)

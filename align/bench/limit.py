@@ -165,4 +165,3 @@ def _cached(rows: int, prompt: int, t: int) -> int:
 
 def _triangle(n: int) -> int:
     return n * (n + 1) // 2
-

@@ -11,12 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.bench.settings import Bench, Work
+from align.bench.settings import Bench, Work, at_candidate
 from align.bench.summary import Round
 from align.bench.worker import MACHINE, OURS, TRL
 
 # No library may look for updates, report to anyone or draw bars while it is timed.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TQDM_DISABLE": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+}
 
 
 class WorkerError(RuntimeError):
@@ -49,7 +54,8 @@ def search(bench: Bench, arguments: Sequence[str], say: Callable[[str], None]) -
             except WorkerError as error:
                 measured, outcome = None, f"does not work: {str(error).strip().splitlines()[-1]}"
             found.setdefault(work.name, []).append(measured)
-            say(f"  {work.name} {candidate.dtype} {json.dumps(dict(candidate.args))}: {outcome}")
+            tried = {"dtype": candidate.dtype, **candidate.args, **candidate.environment}
+            say(f"  {work.name} {json.dumps(tried)}: {outcome}")
     return found
 
 
@@ -60,7 +66,9 @@ def run(side: str, work: Work | None, arguments: Sequence[str], candidate: int |
         name, number = work.name if work else "", "" if candidate is None else str(candidate)
         given = [argument for argument in arguments if not argument.startswith("works=")]
         command = [sys.executable, "-m", "align.bench.worker", side, name, number, str(result), *given]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
+        own = at_candidate(work, candidate).trl if work and side == TRL else None
+        variables = os.environ | ENVIRONMENT | (own.environment if own else {})
+        done = subprocess.run(command, capture_output=True, text=True, env=variables)
         if done.returncode != 0:
             raise WorkerError(f"{side} {name}: its process ended with {done.returncode}\n{done.stderr[-3000:]}")
         return json.loads(result.read_text())

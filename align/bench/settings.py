@@ -1,4 +1,4 @@
-"""What is measured: `conf/bench/default.yaml` with the command line over it, checked before anything heavy is loaded."""
+"""What is measured: `conf/bench/default.yaml` under the command line, checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Stock:
     trainer: str
     dtype: str  # of the base that TRL trains adapters on
     args: Mapping[str, Any]  # of TRL's config object, over those that align/bench/stock.py gives to all
+    environment: Mapping[str, str]  # variables of its process
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,16 @@ def _work(name: str, row: Mapping[str, Any]) -> Work:
     return Work(
         name=name, says=row["says"], kind=row["kind"], prompts=tuple(row["prompts"]),
         prompt_tokens=row["prompt_tokens"], lengths=lengths and tuple(map(tuple, lengths)), beside=row["beside"],
-        ours=tuple(row["ours"]), trl=trl, candidates=tuple(_stock(name, {**row["trl"], **c}) for c in row["candidates"]),
+        ours=tuple(row["ours"]), trl=trl,
+        candidates=tuple(_stock(name, {**row["trl"], **c}) for c in row["candidates"]),
     )  # fmt: skip
 
 
 def _stock(name: str, raw: Mapping[str, Any]) -> Stock:
     refuse_unknown(raw, [field.name for field in fields(Stock)], f"rows.{name}.trl")
     one_of(raw["trainer"], TRAINERS, f"rows.{name}.trl.trainer")
-    return Stock(raw["trainer"], raw["dtype"], dict(raw["args"]))
+    environment = {key: str(value) for key, value in raw["environment"].items()}
+    return Stock(raw["trainer"], raw["dtype"], dict(raw["args"]), environment)
 
 
 def at_candidate(work: Work, number: int | None) -> Work:

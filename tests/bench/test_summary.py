@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict
 
@@ -69,14 +70,14 @@ def test_the_limit_takes_the_best_rates_of_all_rounds():
 
 def test_bench_json_has_what_is_promised():
     rows = json.loads(json.dumps([asdict(row) for row in summarise(found(), WORKS)]))
-    assert all(REQUIRED <= row.keys() for row in rows)
+    assert all(row.keys() >= REQUIRED for row in rows)
     assert [row["work"] for row in rows] == ["grpo_4x4", "ppo_4x4"]
     assert rows[1]["speedup"] is None
 
 
 def test_the_table_fits_a_hundred_columns():
     rows = summarise(found(), WORKS)
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))
+    console = Console(width=100, record=True, file=io.StringIO())
     console.print(table(rows))
     shown = console.export_text()
     assert "4.0x (3.0 to 4.0)" in shown and "1.50x" in shown
