@@ -26,6 +26,7 @@ LEVELS = [
     ["align.trainers"],
     ["align.experiment"],
     ["align.run", "align.sweep"],
+    ["align.bench"],
 ]  # fmt: skip
 FILES = [*sorted((ROOT / "align").rglob("*.py")), *sorted((ROOT / "reward_models").rglob("*.py"))]
 

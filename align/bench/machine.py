@@ -1,0 +1,38 @@
+"""The two rates of this machine that the limit is made of, measured in the dtype of the base."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+SIDE = 4096  # of the matrices multiplied
+STREAMED = 1 << 28  # bytes read through, well above any cache
+SECONDS = 2.0  # of trying; the best try counts, as others may use the machine
+
+
+@torch.no_grad()
+def measure(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+    """flops: of a large matrix product. bytes: the faster of products of one row with many weights and a plain sum."""
+    a, b = (torch.randn(SIDE, SIDE, dtype=dtype, device=device) for _ in range(2))
+    flops = 2 * SIDE**3 / _best(lambda: a @ b.T, device)
+    row = torch.randn(1, 1024, dtype=dtype, device=device)
+    weights = torch.randn(STREAMED // dtype.itemsize // 1024 // 2048, 2048, 1024, dtype=dtype, device=device)
+    product = _best(lambda: [torch.nn.functional.linear(row, weight) for weight in weights], device)
+    numbers = torch.randn(STREAMED // 4, device=device)  # equal pages may be merged behind our back
+    total = _best(numbers.sum, device)
+    return {"flops": flops, "bytes": STREAMED / min(product, total), "bytes_product": STREAMED / product,
+            "bytes_sum": STREAMED / total}  # fmt: skip
+
+
+def _best(work: Callable[[], Any], device: torch.device) -> float:
+    best, end = float("inf"), time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best
