@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 
 from align.embedded import ModelError
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+
+
+def keep_freed_memory() -> None:
+    """glibc returns large blocks to the kernel when they are freed, and a tensor's pages are then made anew, one fault
+    for 4 KB: a third of a training step on a CPU (docs/performance.md). Elsewhere than on glibc, nothing."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TOP_PAD, 64 << 20)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ from align.compare import report
 from align.config import plain
 from align.data import Data
 from align.describe import describe
-from align.device import resolve_device, resolve_dtype
+from align.device import keep_freed_memory, resolve_device, resolve_dtype
 from align.models import Policy, load_policy
 from align.opened import Measure, OpenRun
 from align.places import Place, newest, place
@@ -38,6 +38,7 @@ from align.trackers import Tracked, Tracking, require_installed
 
 def execute(experiment: Experiment) -> Path:
     """Run it; returns the run directory. Raises the user errors of the parts, RuntimeError when an invariant breaks."""
+    keep_freed_memory()
     device = resolve_device(experiment.device)
     require_installed(experiment.tracker)
     # the others wait while the main process probes or samples a pool, on a slow machine for hours

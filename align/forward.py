@@ -102,10 +102,12 @@ class Scorer(nn.Module):
 
 
 @torch.no_grad()
-def score(scorer: Callable[[Batch], Any], batch: Batch, rows: int) -> tuple[Tensor, ...]:
-    """`scorer(batch)` without gradient, a few rows at a time, in the order given. -> what it returns, each [B, T]"""
+def score(
+    scorer: Callable[[Batch], Any], batch: Batch, rows: int | None = None, tokens: int | None = None
+) -> tuple[Tensor, ...]:
+    """`scorer(batch)` without gradient, some rows at a time, in the order given. -> what it returns, each [B, T]"""
     fields: list[Tensor] = []
-    for chosen in micro_batches(batch, rows):
+    for chosen in micro_batches(batch, rows, tokens):
         got = scorer(batch.rows(chosen))
         if not fields:
             fields = [value.new_zeros(batch.completion_mask.shape) for value in got]
@@ -126,13 +128,18 @@ class Divergence:
 
 @torch.no_grad()
 def divergence(
-    policy: nn.Module, reference: nn.Module, batch: Batch, rows: int, temperature: float = 1.0
+    policy: nn.Module,
+    reference: nn.Module,
+    batch: Batch,
+    rows: int | None = None,
+    temperature: float = 1.0,
+    tokens: int | None = None,
 ) -> Divergence:
     """The policy at a temperature against the reference at 1, on the same rows."""
     shape = batch.completion_mask.shape
     fields = torch.zeros(4, *shape, device=batch.ids.device)
     heads = output_head(policy), output_head(reference)
-    for chosen in micro_batches(batch, rows):
+    for chosen in micro_batches(batch, rows, tokens):
         part = batch.rows(chosen)
         (p_hidden, targets), (q_hidden, _) = completion_hidden(policy, part), completion_hidden(reference, part)
         chunks = zip(p_hidden.split(CHUNK), q_hidden.split(CHUNK), targets.split(CHUNK), strict=True)

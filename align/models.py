@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 from align.embedded import ModelError, embedded_folder, gguf_folder, sha256, tiny_folder
 from align.hub import hub_folder
-from align.lora import use_fused
+from align import lora as fused_lora
+from align import norms
 from align.runs import RunError, read
 from align.schema import Lora, Model
 
@@ -121,6 +122,7 @@ def load_base(cfg: Model, device: torch.device, dtype: torch.dtype) -> Any:
         raise ModelError(f"model.path={cfg.path}: it scales its logits ({scaling[0]}), which is not supported")
     if cfg.start is not None:
         model = _merge_start(model, cfg)
+    norms.use_fused(model)
     return model.to(device).requires_grad_(cfg.lora is None)
 
 
@@ -166,7 +168,7 @@ def add_adapter(model: Any, config: LoraConfig) -> Any:
             raise ModelError(f"model.lora.targets: the model has no module {target}; all-linear fits every model")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_peft_model(model, use_fused(config))
+        return get_peft_model(model, fused_lora.use_fused(config))
 
 
 def right_pad(rows: list[Any], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from align.schema import Sampling
 from align.seeds import derive
 from reward_models.base import RewardSource, evaluate
 
-ROWS = 8  # sequences per forward without gradient; bounds memory
+TOKENS = 2048  # of a forward without gradient; bounds memory
 Measured = tuple[dict[str, float], list[dict[str, Any]]]
 
 
@@ -63,7 +63,7 @@ class Probe:
         if step == 0 and self.data.gold is not None:  # nothing is trained yet: these are the reference's own answers
             self._reference = self.gold(completions), completions.lengths.float()
         batch = self.batch(completions)
-        found = divergence(policy.model, policy.reference, batch, ROWS)
+        found = divergence(policy.model, policy.reference, batch, tokens=TOKENS)
         metrics, samples = self.judged(step, completions, found)
         metrics |= self._pairs() | self._greedy()
         metrics["time/probe"] = time.perf_counter() - started
@@ -138,8 +138,8 @@ class Probe:
             return {}
         batch = pair_batch(self.pairs, self.policy)
         if self._reference_pairs is None:  # the reference never changes: once is enough
-            self._reference_pairs = score(Scorer(self.policy.reference, 1.0), batch, ROWS)[0]
-        logprobs, _ = score(Scorer(self.policy.model, 1.0), batch, ROWS)
+            self._reference_pairs = score(Scorer(self.policy.reference, 1.0), batch, tokens=TOKENS)[0]
+        logprobs, _ = score(Scorer(self.policy.model, 1.0), batch, tokens=TOKENS)
         chosen, rejected = masked_sum(k1(logprobs, self._reference_pairs), batch.completion_mask, -1).chunk(2)
         return {
             "pref/accuracy": float(accuracy(chosen, rejected)),

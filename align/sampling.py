@@ -52,7 +52,7 @@ def sample(
     ids, logprobs, lengths = _Decoding(policy, policy.model if model is None else model, cfg, asked).run()
     mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(-1)
     last = ids.gather(1, lengths.unsqueeze(-1) - 1).squeeze(-1)
-    finished = torch.isin(last, torch.tensor(policy.stop_ids))
+    finished = torch.isin(last, torch.tensor(policy.stop_ids, dtype=torch.long))
     ends = (lengths - finished.long()).tolist()
     return Completions(
         prompts=tuple(prompt for prompt, _ in jobs),
@@ -84,7 +84,7 @@ class _Decoding:
         steps = max(job.limit for job in jobs)
         self.cache = Cache(min(cfg.rows, len(jobs)), steps, self.device)
         self.waiting = _groups(jobs, self.cache.capacity)
-        self.stops = torch.tensor(policy.stop_ids, device=self.device)
+        self.stops = torch.tensor(policy.stop_ids, dtype=torch.long, device=self.device)
         self.limits = torch.tensor([job.limit for job in jobs] + [steps], device=self.device)
         shape = (len(jobs) + 1, steps)  # what rows that have ended go on to produce lands in the last row
         self.ids = torch.zeros(shape, dtype=torch.long, device=self.device)

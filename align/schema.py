@@ -208,7 +208,8 @@ class OnPolicy:
     truncation: Truncation = MISSING
     epochs: int = MISSING
     minibatches: int = MISSING
-    micro_batch: int = MISSING
+    micro_batch: int | None = MISSING
+    micro_batch_tokens: int = MISSING
     optimizer: Optimizer = MISSING
 
 

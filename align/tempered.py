@@ -8,7 +8,7 @@ softmax(z / T), to the start model's at temperature 1.
 from __future__ import annotations
 
 from align.forward import divergence
-from align.probe import ROWS, Measured, Probe
+from align.probe import TOKENS, Measured, Probe
 
 
 class Tempered:
@@ -26,5 +26,5 @@ class Tempered:
     def _colder(self, step: int, temperature: float) -> Measured:
         ruler, policy = self.ruler, self.ruler.policy
         completions = ruler.answers(temperature)
-        found = divergence(policy.model, policy.reference, ruler.batch(completions), ROWS, temperature)
+        found = divergence(policy.model, policy.reference, ruler.batch(completions), temperature=temperature, tokens=TOKENS)
         return ruler.judged(step, completions, found)

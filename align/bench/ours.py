@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from align.bench.inputs import Inputs, bench_reward, inputs
 from align.bench.settings import Work
 from align.bench.stamps import Stamps
-from align.device import resolve_device, resolve_dtype
+from align.device import keep_freed_memory, resolve_device, resolve_dtype
 from align.models import load_policy
 from align.schema import Experiment
 
 
 def measure(experiment: Experiment, work: Work, stamps: Stamps) -> tuple[Any, Inputs]:
     """Train; `stamps` gets the time of every step. Returns the base's config and what was worked on."""
+    keep_freed_memory()
     device = resolve_device(experiment.device)
     policy = load_policy(experiment.model, device, resolve_dtype(experiment.dtype, device), experiment.seed)
     given = inputs(work, policy.tokenizer)

@@ -94,7 +94,7 @@ class Learner:
             int(counted.sum()), int(counted.any(-1).sum()), self.experiment.sampling.max_new_tokens
         )
         totals: dict[str, float] = {}
-        parts = micro_batches(minibatch, self.algo.micro_batch)
+        parts = micro_batches(minibatch, self.algo.micro_batch, self.algo.micro_batch_tokens)
         for number, rows in enumerate(parts):
             last = number + 1 == len(parts)
             with nullcontext() if last else self.accelerator.no_sync(self.trained):

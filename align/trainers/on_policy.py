@@ -153,15 +153,16 @@ class OnPolicyTrainer:
         batch = batch_of(completions, self.policy.tokenizer.pad_token_id, self.policy.device)
         if world > 1:
             batch = batch.rows(torch.arange(len(batch.ids), device=batch.ids.device).chunk(world)[rank])
-        rows, kl, algo = self.algo.micro_batch, self.algo.kl, self.algo
+        algo, kl = self.algo, self.algo.kl
+        size = algo.micro_batch, algo.micro_batch_tokens
         needs_old = self.learner.updates > 1 or kl.where == "reward" or kl.target_nats_per_sequence is not None
         old, values = None, None
         if needs_old or (algo.critic is not None and not self.scorers.two_passes):
-            old, _, *own = score(self.scorers, batch, rows)
+            old, _, *own = score(self.scorers, batch, *size)
             values = own[0] if own else None
         if self.scorers.two_passes:
-            (values,) = score(lambda part: self.scorers(part, "critic"), batch, rows)
-        reference = score(self.reference, batch, rows)[0] if kl.where != "none" else None
+            (values,) = score(lambda part: self.scorers(part, "critic"), batch, *size)
+        reference = score(self.reference, batch, *size)[0] if kl.where != "none" else None
         found = tuple(None if x is None else x.cpu() for x in (old, reference, values))
         every: _Scores = together(self.accelerator, lambda: _Scores(*found))
         return every.old, every.reference, every.values
