@@ -15,87 +15,102 @@ from transformers import AttentionInterface
 NAME = "align_decoding"
 
 
-class Cache:
-    """Keys and values of `rows` completions, each at most `steps` tokens long, and of the prompts that they answer.
+CHUNK = 32  # tokens that caches grow by
 
-    Rows stand side by side, those of one prompt together. A row's own cache has its tokens from 0 on; prompts are
-    padded on the right to the longest.
+Pair = tuple[Tensor, Tensor]  # keys and values
+
+
+class Cache:
+    """Keys and values of completions while they are decoded, and of the prompts that they answer.
+
+    Rows stand side by side, those of one prompt together. Their caches are in slots [prompts, most rows of a prompt],
+    so that all queries about a prompt are one product; a row's own tokens stand from 0 on, prompts are padded on the
+    right to the longest.
     """
 
-    def __init__(self, rows: int, steps: int, device: torch.device):
-        self.capacity, self.steps, self.device = rows, steps, device
-        self.prompts: list[tuple[Tensor, Tensor]] = []  # of each layer, [G, heads, P, D] twice
-        self.own: list[tuple[Tensor, Tensor]] = []  # of each layer, [rows, heads, steps, D] twice
-        self.prompt_lengths = torch.zeros(0, dtype=torch.long, device=device)  # [G]
-        self.group = torch.zeros(0, dtype=torch.long, device=device)  # [R] the prompt that each row answers
-        self.filled = torch.zeros(0, dtype=torch.long, device=device)  # [R] tokens of each row in its own cache
-        self.together: int | None = 0  # that number when it is the same for all rows
+    def __init__(self, steps: int, device: torch.device):
+        self.steps, self.device = steps, device
+        self.prompts: list[Pair] = []  # of each layer, [G, heads, P, D]
+        self.own: list[Pair] = []  # of each layer, [G, heads, K, W, D]
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+        self.prompt_lengths = nothing  # [G]
+        self.group = nothing  # [R] the prompt that each row answers
+        self.filled = nothing  # [R] tokens of each row in its own cache
+        self.slot = nothing  # [R]
+        self.together: int | None = 0  # `filled` when it is the same for all rows
         self.masks: dict[int | None, Tensor | None] = {}
 
-    def admit(self, keys: list[tuple[Tensor, Tensor]], spans: Sequence[slice], rows_of: Sequence[int]) -> None:
+    def admit(self, keys: list[Pair], spans: Sequence[slice], rows_of: Sequence[int]) -> None:
         """Add prompts, and rows_of[i] rows that answer the i-th. Of each layer keys and values [heads, N, D], in which
         the prompts stand at `spans`."""
+        first, before, count = len(self.prompt_lengths), len(self.group), sum(rows_of)
         lengths = torch.tensor([span.stop - span.start for span in spans], device=self.device)
-        first = len(self.prompt_lengths)
         self.prompt_lengths = torch.cat([self.prompt_lengths, lengths])
         longest = int(self.prompt_lengths.max())
         if not self.own:
             heads, _, D = keys[0][0].shape
-            dtype = self._dtype(keys[0][0].dtype)
-            self.own = [tuple(torch.zeros(self.capacity, heads, self.steps, D, dtype=dtype, device=self.device)
-                              for _ in range(2)) for _ in keys]  # type: ignore[misc] # fmt: skip
-            self.prompts = [(k.new_zeros(0, heads, 0, D, dtype=dtype), v.new_zeros(0, heads, 0, D, dtype=dtype))
-                            for k, v in keys]  # fmt: skip
-        for layer, new in enumerate(keys):
-            self.prompts[layer] = tuple(_joined(old, x, spans, longest) for old, x in
-                                        zip(self.prompts[layer], new, strict=True))  # type: ignore[assignment] # fmt: skip
-        before, count = len(self.group), sum(rows_of)
-        for k, v in self.own if before else ():  # what an earlier row left there would be multiplied by 0: not if it is inf
-            k[before : before + count], v[before : before + count] = 0, 0
+            none = torch.zeros(0, heads, 0, D, dtype=self._dtype(keys[0][0].dtype), device=self.device)
+            self.own, self.prompts = [(none.unsqueeze(2),) * 2] * len(keys), [(none, none)] * len(keys)
+        self.prompts = [
+            (_joined(k, new_k, spans, longest), _joined(v, new_v, spans, longest))
+            for (k, v), (new_k, new_v) in zip(self.prompts, keys, strict=True)
+        ]
         groups = torch.arange(first, first + len(rows_of), device=self.device)
         self.group = torch.cat([self.group, groups.repeat_interleave(torch.tensor(rows_of, device=self.device))])
         self.filled = torch.cat([self.filled, self.filled.new_zeros(count)])
-        self.together = 0 if before == 0 else None
-        self._arrange()
+        self.together = None if before else 0
+        self._arrange(torch.cat([self.slot, self.slot.new_zeros(count)]))
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows go on, and the prompts that they answer."""
-        used = self.filled[rows].amax() if len(rows) else 0
-        for pair in self.own:
-            for x in pair:
-                x[: len(rows), :, :used] = x[:, :, :used].index_select(0, rows)
         groups, self.group = self.group[rows].unique(return_inverse=True)
         if len(groups) < len(self.prompt_lengths):
             self.prompt_lengths = self.prompt_lengths[groups]
             longest = int(self.prompt_lengths.max()) if len(groups) else 0
             self.prompts = [(k[groups, :, :longest], v[groups, :, :longest]) for k, v in self.prompts]
         self.filled = self.filled[rows]
-        self._arrange()
+        self._arrange(self.slot[rows])
 
-    def _arrange(self) -> None:
-        """Rows as [prompts, most rows of a prompt], for the product with the prompts' keys."""
-        counts = self.group.bincount(minlength=len(self.prompt_lengths))
+    def _arrange(self, slots: Tensor) -> None:
+        """Give every row a slot and move there what it has in its old one; make room for CHUNK more tokens."""
+        old, counts = self.own[0][0].shape[2], self.group.bincount(minlength=len(self.prompt_lengths))
         self.K = int(counts.max()) if len(counts) else 0
         self.even = bool((counts == self.K).all())
-        rank = torch.arange(len(self.group), device=self.device) - (counts.cumsum(0) - counts)[self.group]
-        self.place = self.group * self.K + rank  # [R]
-        self.row_at = torch.zeros(len(counts) * self.K, dtype=torch.long, device=self.device)
-        self.row_at[self.place] = torch.arange(len(self.group), device=self.device)
-        self.index = torch.arange(len(self.group), device=self.device)
+        rows = torch.arange(len(self.group), device=self.device)
+        self.at = self.group, rows - (counts.cumsum(0) - counts)[self.group]  # [R] twice
+        self.slot = self.at[0] * self.K + self.at[1]
+        self.row = rows.new_zeros(len(counts) * self.K)  # of each slot; an empty one has that of the first row
+        self.row[self.slot] = rows
+        used = 0 if old == 0 or not len(rows) else int(self.filled.max())
+        room = min(self.steps, used + CHUNK)
+        source = slots[self.row] if len(rows) else self.row
+        self.own = [(self._moved(k, source, used, room), self._moved(v, source, used, room)) for k, v in self.own]
+
+    def _moved(self, x: Tensor, source: Tensor, used: int, room: int) -> Tensor:
+        """[G, heads, K, W, D] of old slots -> the same of the present ones, with zeros behind what is used: masked
+        places are multiplied by 0, which inf and NaN would survive"""
+        new = x.new_zeros(len(self.prompt_lengths), x.shape[1], self.K, room, x.shape[-1])
+        if used:
+            K = x.shape[2]
+            rows = x[source // K, :, source % K, :used]  # [slots, heads, used, D]
+            new[:, :, :, :used] = rows.unflatten(0, (-1, self.K)).transpose(1, 2)
+        return new
+
+    def begin(self) -> Tensor:
+        """Before a token of each row is computed. -> its position [R, 1]"""
+        self.masks = {}
+        self.width = (int(self.filled.max()) if self.together is None else self.together) + 1
+        if self.width > self.own[0][0].shape[3]:
+            self._arrange(self.slot)
+        return (self.prompt_lengths[self.group] + self.filled).unsqueeze(-1)
 
     def advance(self, going: Tensor) -> None:
         """Rows that are `going` have one more token in their caches; the others wait to be dropped."""
         self.filled = self.filled + (going if self.together is None else 1)
         self.together = None if self.together is None else self.together + 1
 
-    def begin(self) -> Tensor:
-        """Before a token of each row is computed. -> its position [R, 1]"""
-        self.masks = {}
-        self.width = (int(self.filled.max()) if self.together is None else self.together) + 1
-        return (self.prompt_lengths[self.group] + self.filled).unsqueeze(-1)
-
     def mask(self, window: int | None) -> Tensor | None:
-        """What a row does not see of [its prompt | itself], as -inf. [R, 1, 1, P + width], None when it sees all"""
+        """What a slot's row does not see of [its prompt | itself], as -inf. [G, 1, K, 1, P + width]; None: it sees all"""
         if window not in self.masks:
             prompts, P = self.prompt_lengths[self.group].unsqueeze(-1), self.prompts[0][0].shape[2]
             at, own = torch.arange(P, device=self.device), torch.arange(self.width, device=self.device)
@@ -104,7 +119,7 @@ class Cache:
             if window is not None:
                 positions = torch.cat([at.expand(len(filled), -1), prompts + own], -1)
                 hidden |= prompts + filled - positions >= window
-            hidden = hidden.view(len(filled), 1, 1, -1)
+            hidden = hidden[self.row].view(-1, 1, self.K, 1, P + self.width)
             shown = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
             self.masks[window] = shown if hidden.any() else None
         return self.masks[window]
@@ -112,30 +127,31 @@ class Cache:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """Of each row's new token; stores its key and value. q [R, H, D], k and v [R, heads, D] -> [R, H, D]"""
         (pk, pv), (ok, ov) = self.prompts[layer], self.own[layer]
-        R, G, heads, P, D = len(q), *pk.shape
-        if self.together is None:
-            ok[self.index, :, self.filled] = k.to(ok.dtype)
-            ov[self.index, :, self.filled] = v.to(ov.dtype)
-        else:
-            ok[:R, :, self.together], ov[:R, :, self.together] = k, v
-        ok, ov = (x[:R, :, : self.width].flatten(0, 1) for x in (ok, ov))
-        q = q.to(pk.dtype).mul(scale).view(R, heads, -1, D)
-        own = torch.bmm(q.view(R * heads, -1, D), ok.mT).view(R, heads, -1, self.width)
-        seen = self._by_row(torch.bmm(self._by_prompt(q), pk.flatten(0, 1).mT), G, heads)
+        G, heads, P, D = pk.shape
+        self._store(ok, k)
+        self._store(ov, v)
+        grid = (G, heads, self.K, q.shape[1] // heads)
+        x = pk.new_empty(*grid, D)
+        x.copy_(self._in_slots(q, heads).transpose(1, 2)).mul_(scale)
+        ok, ov = (y[:, :, :, : self.width].flatten(0, 2) for y in (ok, ov))
+        own = torch.bmm(x.flatten(0, 2), ok.mT).view(*grid, self.width)
+        seen = torch.bmm(x.flatten(0, 1).flatten(1, 2), pk.flatten(0, 1).mT).view(*grid, P)
         scores, mask = torch.cat([seen, own], -1).float(), self.mask(window)
         probs = (scores if mask is None else scores.add_(mask)).softmax(-1).to(pk.dtype)
-        out = torch.bmm(probs[..., P:].reshape(R * heads, -1, self.width), ov).view(R, heads, -1, D)
-        return out.add_(self._by_row(torch.bmm(self._by_prompt(probs[..., :P]), pv.flatten(0, 1)), G, heads)).flatten(1, 2)
+        out = torch.bmm(probs[..., P:].flatten(0, 2), ov).view(*grid, D)
+        out += torch.bmm(probs[..., :P].flatten(0, 1).flatten(1, 2), pv.flatten(0, 1)).view(*grid, D)
+        found = q.new_empty(G, self.K, heads, *out.shape[3:]).copy_(out.transpose(1, 2)).view(-1, *q.shape[1:])
+        return found if self.even else found[self.slot]
 
-    def _by_prompt(self, x: Tensor) -> Tensor:
-        """[R, heads, r, X] -> [G * heads, K * r, X]"""
-        x = x if self.even else x[self.row_at]
-        return x.unflatten(0, (-1, self.K)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    def _in_slots(self, x: Tensor, heads: int) -> Tensor:
+        """[R, H, D] -> [G, K, heads, H / heads, D]"""
+        return (x if self.even else x[self.row]).unflatten(0, (-1, self.K)).unflatten(2, (heads, -1))
 
-    def _by_row(self, x: Tensor, G: int, heads: int) -> Tensor:
-        """[G * heads, K * r, X] -> [R, heads, r, X]"""
-        x = x.view(G, heads, self.K, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)
-        return x if self.even else x[self.place]
+    def _store(self, own: Tensor, x: Tensor) -> None:
+        if self.together is None:
+            own[self.at[0], :, self.at[1], self.filled] = x.to(own.dtype)
+        else:
+            own[:, :, :, self.together] = self._in_slots(x, x.shape[1]).squeeze(3).transpose(1, 2)
 
     def _dtype(self, dtype: torch.dtype) -> torch.dtype:
         """On a CPU float32: its products of a few rows in bfloat16 take longer (docs/performance.md)."""

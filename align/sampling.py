@@ -82,8 +82,9 @@ class _Decoding:
         self.copy = decoding_copy(model, merge=cfg.lora == "merged")
         self.decoder, self.head = backbone(self.copy.lm), output_head(self.copy.lm)
         steps = max(job.limit for job in jobs)
-        self.cache = Cache(min(cfg.rows, len(jobs)), steps, self.device)
-        self.waiting = _groups(jobs, self.cache.capacity)
+        self.rows = min(cfg.rows, len(jobs))
+        self.cache = Cache(steps, self.device)
+        self.waiting = _groups(jobs, self.rows)
         self.stops = torch.tensor(policy.stop_ids, dtype=torch.long, device=self.device)
         self.limits = torch.tensor([job.limit for job in jobs] + [steps], device=self.device)
         shape = (len(jobs) + 1, steps)  # what rows that have ended go on to produce lands in the last row
@@ -100,7 +101,7 @@ class _Decoding:
         with attending(self.decoder, DECODING):
             while True:
                 self.drop()
-                if self.waiting and self.free >= max(self.cache.capacity / 4, len(self.waiting[0])):
+                if self.waiting and self.free >= max(self.rows / 4, len(self.waiting[0])):
                     self.admit()
                 elif len(self.job):
                     self.step()
@@ -112,7 +113,7 @@ class _Decoding:
 
     @property
     def free(self) -> int:
-        return self.cache.capacity - len(self.job)
+        return self.rows - len(self.job)
 
     def admit(self) -> None:
         """The prompts whose completions there is room for, and their first tokens."""
