@@ -147,8 +147,16 @@ def _supervised(trainer: Any, config: Any, make_rows: Any, **own: Any) -> Any:
     A reference that is computed beforehand is paid for by the steps: each row is trained on once."""
 
     class Prepared(trainer):  # type: ignore[misc]
+        stamps: Stamps
+
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
+
+        def _precompute_ref_logps(self, *given: Any) -> Any:
+            started = time.perf_counter()
+            rows = super()._precompute_ref_logps(*given)
+            self.stamps.outside = time.perf_counter() - started
+            return rows
 
     def build(experiment: Experiment, stock: Stock, tokenizer: Any, given: Inputs, stamps: Stamps) -> Any:
         rows = sorted(make_rows(tokenizer, given), key=_size, reverse=True) * experiment.steps
@@ -156,13 +164,10 @@ def _supervised(trainer: Any, config: Any, make_rows: Any, **own: Any) -> Any:
         if trainer is trl.RewardTrainer:
             extra = _classifier(experiment, stock, tokenizer)
         args = config(**_args(experiment, stock, max_length=None, train_sampling_strategy="sequential", **own))
-        started = time.perf_counter()
-        built = Prepared(
+        Prepared.stamps = stamps  # it precomputes in its constructor
+        return Prepared(
             args=args, processing_class=tokenizer, train_dataset=datasets.Dataset.from_list(rows), **extra
         )  # fmt: skip
-        if getattr(args, "precompute_ref_log_probs", False):
-            stamps.outside = time.perf_counter() - started
-        return built
 
     return build
 

@@ -10,7 +10,7 @@ from align.bench.summary import Row
 from align.report.text import MISSING, number
 
 NOTE = """\
-s: seconds of a whole optimizer step, median. faster: TRL's time / ours (least to greatest of rounds).
+s: seconds of an optimizer step, median. faster: TRL's time / ours (least to greatest of rounds).
 tok/s: tokens generated and trained on, per second. GB: peak of the process, libraries included.
 limit: the least time this machine could take ({flops:,.0f} GFLOP/s, {bytes:.1f} GB/s), and our time over it.
 GRPO: our time / ours of GRPO on the same completions.
