@@ -37,7 +37,7 @@ class RewardModel:
         self.model.eval()
         packs = can_pack(self._decoder)
         # Packed, answers to one prompt should meet in one pass; padded, what is alike in length.
-        order = sorted(range(len(sequences)), key=lambda i: sequences[i] if packs else len(sequences[i]))  # type: ignore[arg-type,return-value]
+        order = sorted(range(len(sequences)), key=lambda i: (0 if packs else len(sequences[i]), sequences[i]))
         scores = [0.0] * len(sequences)
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
