@@ -26,7 +26,9 @@ class TokenLogprobs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, cap: float | None, chunk: int
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
-        logprobs = torch.empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        logprobs = torch.empty(
+            len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device
+        )
         entropies = torch.empty_like(logprobs)
         slopes = torch.empty_like(hidden) if wanted else None
         for start in range(0, len(hidden), chunk):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -63,6 +65,43 @@ def pack(prompts: Sequence[tuple[int, ...]], completions: Sequence[Sequence[int]
         tuple(blocks),
         torch.tensor([place for row in places for place in row], device=device),
     )
+
+
+def last_hidden(decoder: Any, rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    """The last hidden state of each row's last token, what rows begin with in common computed once. [B, H]"""
+    prompts = shared_prompts(rows)
+    # A row's last token predicts what would come next. `pack` leaves that out, whatever it is.
+    completions = [(*row[len(prompt) :], 0) for row, prompt in zip(rows, prompts, strict=True)]
+    layout = pack(prompts, completions, device)
+    ends = torch.tensor([len(completion) for completion in completions], device=device).cumsum(0) - 1
+    return layout.hidden(decoder, use_cache=False)[layout.predicting[ends]]
+
+
+def shared_prompts(rows: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The beginning of each row that is laid out once for all rows that have it, chosen to save the most tokens.
+
+    Sorted rows with a common beginning stand side by side. A stretch of them shares the least that neighbours have in
+    common, unless its two parts save more, cut where that least is.
+    """
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    common = [len(commonprefix([rows[a], rows[b]])) for a, b in pairwise(order)]  # type: ignore[list-item]
+
+    def best(first: int, last: int) -> tuple[int, list[tuple[int, int, int]]]:
+        """Tokens saved by rows first..last of the order, and its stretches: their ends and what they share."""
+        if first == last:
+            return 0, [(first, last, len(rows[order[first]]))]
+        cut = min(range(first, last), key=common.__getitem__)
+        left, right = best(first, cut), best(cut + 1, last)
+        together = (last - first) * common[cut]
+        if together > left[0] + right[0]:
+            return together, [(first, last, common[cut])]
+        return left[0] + right[0], left[1] + right[1]
+
+    prompts = [tuple[int, ...]()] * len(rows)
+    for first, last, length in best(0, len(rows) - 1)[1]:
+        for row in order[first : last + 1]:
+            prompts[row] = rows[row][:length]
+    return prompts
 
 
 def _blocks(head: slice, lengths: list[int], device: torch.device) -> list[Block]:

@@ -12,8 +12,10 @@ from peft import TaskType, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from align.attention import can_pack
 from align.embedded import ModelError
 from align.models import add_adapter, lora_config, right_pad, twin
+from align.packing import last_hidden
 from align.schema import Model
 
 
@@ -33,16 +35,31 @@ class RewardModel:
     def score(self, sequences: list[tuple[int, ...]], rows: int = 16) -> list[float]:
         """Rewards of whole token sequences (prompt and completion, EOS included when there is one)."""
         self.model.eval()
-        device = next(self.model.parameters()).device
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        packs = can_pack(self._decoder)
+        # Packed, answers to one prompt should meet in one pass; padded, what is alike in length.
+        order = sorted(range(len(sequences)), key=lambda i: (0 if packs else len(sequences[i]), sequences[i]))
         scores = [0.0] * len(sequences)
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
-            ids, mask = right_pad([sequences[i] for i in chosen], self.tokenizer.pad_token_id, device)
-            values = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.squeeze(-1)
-            for i, value in zip(chosen, values.float().tolist(), strict=True):
+            asked = [sequences[i] for i in chosen]
+            values = self._packed(asked) if packs else self._padded(asked)
+            for i, value in zip(chosen, values.squeeze(-1).float().tolist(), strict=True):
                 scores[i] = value
         return scores
+
+    @property
+    def _decoder(self) -> Any:
+        classifier = self.model.get_base_model()
+        return getattr(classifier, classifier.base_model_prefix)
+
+    def _packed(self, sequences: list[tuple[int, ...]]) -> Tensor:
+        device = next(self.model.parameters()).device
+        return self.model.get_base_model().score(last_hidden(self._decoder, sequences, device))
+
+    def _padded(self, sequences: list[tuple[int, ...]]) -> Tensor:
+        device = next(self.model.parameters()).device
+        ids, mask = right_pad(sequences, self.tokenizer.pad_token_id, device)
+        return self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
 
 
 class FloatHead(nn.Linear):

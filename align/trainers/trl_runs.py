@@ -111,6 +111,8 @@ def build_trainer(kind: Kind, experiment: Experiment, policy: Any, rows: list[tr
             "`dtype` and autocast would make training and probe disagree"
         )
     trainer.remove_callback(PrinterCallback)  # prints every log entry
+    for base in _bases(policy):
+        kind.faster(base)
     return trainer
 
 
@@ -138,13 +140,16 @@ def _laid_out(rows: list[trl_data.Row], per_step: int, experiment: Experiment) -
 
 @contextmanager
 def _own_forward(policy: Any) -> Iterator[None]:
-    """TRL patches the forward of policy and reference with one that can skip the logits; take that back afterwards."""
+    """TRL and then we (trl_forward.py) patch the forward of policy and reference; take that back afterwards."""
     try:
         yield
     finally:
-        for role in ("model", "reference"):
-            if hasattr(policy, role):
-                base_of(getattr(policy, role)).__dict__.pop("forward", None)
+        for base in _bases(policy):
+            base.__dict__.pop("forward", None)
+
+
+def _bases(policy: Any) -> list[Any]:
+    return [base_of(getattr(policy, role)) for role in ("model", "reference") if hasattr(policy, role)]
 
 
 @contextmanager
