@@ -14,7 +14,9 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, rms_norm
+
+from align.norms import RMSNorm
 
 SIDE_BY_SIDE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # called in this order, on one input
 
@@ -43,6 +45,9 @@ class Merged:
             return
         for child in module.children():
             self._replace(child, merge)
+        for name, child in module.named_children():
+            if isinstance(child, RMSNorm):
+                setattr(module, name, _Norm(child.weight, child.eps))
         children = {name: child for name, child in module.named_children() if _is_linear(child, merge)}
         for names in SIDE_BY_SIDE:
             if all(name in children for name in names):
@@ -64,7 +69,7 @@ class Product(nn.Module):
     def __init__(self, layers: list[Any]):
         super().__init__()
         self.layers = tuple(layers)  # a tuple, so that they are no submodules
-        self.widths = [layer.out_features for layer in layers]
+        self.widths = [base_layer(layer).weight.shape[0] for layer in layers]
         self.tensors: tuple[Tensor, Tensor | None] | None = None  # weight and bias; a tuple, so that they are not registered
         self.outputs: tuple[Tensor, ...] = ()
 
@@ -81,7 +86,7 @@ class Product(nn.Module):
         assert self.tensors is not None, "refresh() first"
         weight, bias = self.tensors
         if weight.is_mkldnn:
-            y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            y = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
         else:
             y = linear(x, weight, bias)
         if len(self.widths) == 1:
@@ -99,6 +104,13 @@ class Part(nn.Module):
 
     def forward(self, _: Tensor) -> Tensor:
         return self.product[0].outputs[self.index]
+
+
+class _Norm(RMSNorm):
+    """Without a step of autograd, which costs as much as the norm itself for few rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 def base_layer(layer: Any) -> nn.Linear:
