@@ -20,7 +20,7 @@ def keep_freed_memory() -> None:
     if libc is not None and hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_TOP_PAD, 64 << 20)
+        libc.mallopt(M_TOP_PAD, 8 << 20)
 
 
 def resolve_device(name: str) -> torch.device:

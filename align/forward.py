@@ -23,7 +23,7 @@ from align.models import right_pad
 from align.packing import Packed, groups_of, pack
 from align.records import Completions
 
-CHUNK = 128  # positions through the LM head at once; 128 x 49152 float32 logits are 25 MB
+CHUNK = 64  # positions through the LM head at once; 64 x 49152 float32 logits are 13 MB
 
 
 @dataclass(frozen=True)

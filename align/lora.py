@@ -55,18 +55,18 @@ class _Lora(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         low = flat @ A.to(x.dtype).mT
         y = linear(flat, weight, bias).addmm_(low, B.to(x.dtype).mT, alpha=scale)
-        ctx.save_for_backward(flat, weight, A, B)
+        ctx.save_for_backward(flat, low, weight, A, B)
         ctx.scale, ctx.shape = scale, x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, A, B = ctx.saved_tensors
+        flat, first, weight, A, B = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1])
         a, b = A.to(g.dtype), B.to(g.dtype)
         low = (g @ b).mul_(ctx.scale)
         dA = (low.mT @ flat).to(A.dtype)
-        dB = (g.mT @ (flat @ a.mT)).to(B.dtype).mul_(ctx.scale)
+        dB = (g.mT @ first).to(B.dtype).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = (g @ weight).addmm_(low, a).view(ctx.shape)

@@ -118,13 +118,13 @@ def base_layer(layer: Any) -> nn.Linear:
 
 
 def merged_weight(layer: Any) -> Tensor:
-    """W + s B A, rounded once to the dtype of W. [out, in]"""
+    """W + s B A, rounded once to the dtype of W; A and B are rounded as in training (align/lora.py). [out, in]"""
     weight = base_layer(layer).weight
     if not isinstance(layer, LoraLayer):
         return weight
     (name,) = layer.active_adapters
     A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return torch.addmm(weight.to(A.dtype), B, A, alpha=layer.scaling[name]).to(weight.dtype)
+    return torch.addmm(weight, B.to(weight.dtype), A.to(weight.dtype), alpha=layer.scaling[name])
 
 
 def _is_linear(module: nn.Module, merge: bool) -> bool:

@@ -74,7 +74,7 @@ class Job(NamedTuple):
 
 
 class _Decoding:
-    """Some rows at a time, token by token. A row that has ended is dropped when an eighth have, since dropping copies
+    """Some rows at a time, token by token. A row that has ended is dropped when a quarter have, since dropping copies
     caches; waiting prompts come in when a quarter of the rows is free, since a prompt's pass costs as much as a step."""
 
     def __init__(self, policy: Policy, model: Any, cfg: Sampling, jobs: list[Job]):
@@ -169,7 +169,7 @@ class _Decoding:
     def drop(self) -> None:
         going = self.going
         rows, left = len(going), int(going.sum())
-        if left == rows or (left and 8 * (rows - left) < rows):
+        if left == rows or (left and 4 * (rows - left) < rows):
             return
         keep = going.nonzero().squeeze(-1)
         self.cache.keep(keep)
