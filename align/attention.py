@@ -14,9 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
+from align.embedded import ModelError
+
 NAME = "align_packed"
+# What layers hand on that changes nothing here; dropout is 0 wherever rows are packed.
+MEANINGLESS = ("dropout", "position_ids", "use_cache", "output_attentions", "return_dict")
 # Families whose layers the tests hold to the plain forward (tests/invariants/families.py); others are padded.
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text")
 
@@ -74,12 +79,13 @@ def packed_attention(
     blocks: tuple[Block, ...],
     sliding_window: int | None = None,
     keep: list[tuple[Tensor, Tensor]] | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface. query [1, H, L, D], key and value [1, G, L, D] -> [1, L, H, D]
 
     keep: every layer adds its keys and values, [G, L, D] each
     """
+    refuse(module, others)
     if keep is not None:
         keep.append((key[0], value[0]))
     out = _Packed.apply(query[0], key[0], value[0], blocks, scaling, sliding_window)
@@ -87,6 +93,13 @@ def packed_attention(
 
 
 AttentionInterface.register(NAME, packed_attention)
+
+
+def refuse(module: Any, others: dict[str, Any]) -> None:
+    """Attention of another kind, such as Gemma 2's soft cap or GPT-OSS's sinks, which would be passed over."""
+    unknown = [name for name, value in others.items() if name not in MEANINGLESS and value is not None]
+    if unknown:
+        raise ModelError(f"model.path: {type(module).__name__} asks for {unknown[0]}, which is not supported")
 
 
 @contextmanager
@@ -141,6 +154,7 @@ class _Packed(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)

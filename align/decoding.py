@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from align.attention import refuse
+
 NAME = "align_decoding"
 
 
@@ -170,9 +172,10 @@ def _joined(old: Tensor, new: Tensor, spans: Sequence[slice], longest: int) -> T
 
 def decoding_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, scaling: float,
-    cache: Cache, sliding_window: int | None = None, **_: Any,
+    cache: Cache, sliding_window: int | None = None, **others: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' attention interface. query [R, H, 1, D], key and value [R, heads, 1, D] -> [R, 1, H, D]"""
+    refuse(module, others)
     found = cache.attend(module.layer_idx, query[:, :, 0], key[:, :, 0], value[:, :, 0], scaling, sliding_window)
     return found.to(query.dtype).unsqueeze(1), None
 

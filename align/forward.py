@@ -177,7 +177,10 @@ def micro_batches(batch: Batch, rows: int | None, tokens: int | None = None) -> 
     groups = [sorted(group, key=lengths.__getitem__) for group in groups_of(batch.prompts)]
     parts, part, used = list[list[int]](), list[int](), 0
     for group in sorted(groups, key=lambda group: sum(lengths[row] for row in group)):
-        new = True
+        whole, new = lengths[group[0]] + sum(lengths[row] - starts[row] for row in group[1:]), True
+        if part and tokens is not None and used + whole > tokens >= whole:
+            parts.append(part)
+            part, used = [], 0
         for row in group:
             cost = lengths[row] - (0 if new else starts[row])
             full = (rows is not None and len(part) == rows) or (tokens is not None and used + cost > tokens)

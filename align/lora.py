@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 
@@ -34,7 +35,7 @@ class FusedLinear(Linear):
             and not (self.disable_adapters or self.merged or self.lora_variant)
             and isinstance(self.lora_dropout[names[0]], nn.Identity)
             and self.lora_B[names[0]].bias is None
-            and not self.base_layer.weight.requires_grad
+            and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
         )
 
 
@@ -60,6 +61,7 @@ class _Lora(torch.autograd.Function):
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         flat, first, weight, A, B = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1])

@@ -18,6 +18,7 @@ from torch.nn.functional import linear, rms_norm
 
 from align.norms import RMSNorm
 
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a number of so many bytes
 SIDE_BY_SIDE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # called in this order, on one input
 
 
@@ -28,13 +29,15 @@ class Merged:
         tensors = (*source.parameters(), *source.buffers())
         self.lm = copy.deepcopy(source, memo={id(t): t for t in tensors}).eval()
         self.products: list[Product] = []
-        self.stamp: tuple[int, ...] | None = None
-        self.trained = [p for p in tensors if p.requires_grad]
+        self.stamp: list[int] | None = None
+        self.read = tensors
         self._replace(self.lm, merge)
 
     def refresh(self) -> None:
-        """Take over what has been trained since. A tensor's version counts the writes to it."""
-        stamp = tuple(p._version for p in self.trained)
+        """Take over what has been written since. A tensor's version counts the writes to it, but not those of torch's
+        fused optimizers and of `.data`; so what is trained is summed up too, bit by bit."""
+        sums = [p.detach().view(BITS[p.element_size()]).sum() for p in self.read if p.requires_grad]
+        stamp = [t._version for t in self.read] + (torch.stack(sums).tolist() if sums else [])
         if stamp != self.stamp:
             for product in self.products:
                 product.refresh()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 SAME_FORMULA = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
@@ -46,6 +47,7 @@ class _RMSNorm(torch.autograd.Function):
         return (x * r).to(x.dtype) * weight
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, r = ctx.saved_tensors
         direction = x * r

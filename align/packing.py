@@ -55,7 +55,7 @@ def pack(prompts: Sequence[tuple[int, ...]], completions: Sequence[Sequence[int]
         positions += range(len(prompt))
         answers = [completions[row][:-1] for row in group]
         for row, answer in zip(group, answers, strict=True):
-            places[row] = [head.stop - 1, *range(len(ids), len(ids) + len(answer))]
+            places[row] = [head.stop - 1, *range(len(ids), len(ids) + len(answer))][: len(completions[row])]
             ids += answer
             positions += range(len(prompt), len(prompt) + len(answer))
         blocks += _blocks(head, [len(answer) for answer in answers if answer], device)
@@ -63,7 +63,7 @@ def pack(prompts: Sequence[tuple[int, ...]], completions: Sequence[Sequence[int]
         torch.tensor([ids], device=device),
         torch.tensor([positions], device=device),
         tuple(blocks),
-        torch.tensor([place for row in places for place in row], device=device),
+        torch.tensor([place for row in places for place in row], dtype=torch.long, device=device),
     )
 
 

@@ -122,7 +122,7 @@ class _Decoding:
             groups.append(self.waiting.pop(0))
         prompts = [self.jobs[group[0]].prompt for group in groups]
         distinct = list(dict.fromkeys(prompts))
-        row = pack(distinct, [()] * len(distinct), self.device)
+        row = pack(distinct, [(0,)] * len(distinct), self.device)  # of one token, whichever: it is left out
         kept: list[tuple[Tensor, Tensor]] = []
         hidden = row.hidden(self.decoder, use_cache=False, keep=kept)[row.predicting]
         spans = dict(zip(distinct, (block.rows for block in row.blocks), strict=True))
