@@ -9,7 +9,6 @@ import torch
 
 from align.embedded import ModelError
 
-
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 
 

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
-from align.norms import RMSNorm
+from align.fused import RMSNorm
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a number of so many bytes
 SIDE_BY_SIDE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # called in this order, on one input
@@ -73,7 +73,9 @@ class Product(nn.Module):
         super().__init__()
         self.layers = tuple(layers)  # a tuple, so that they are no submodules
         self.widths = [base_layer(layer).weight.shape[0] for layer in layers]
-        self.tensors: tuple[Tensor, Tensor | None] | None = None  # weight and bias; a tuple, so that they are not registered
+        self.tensors: tuple[Tensor, Tensor | None] | None = (
+            None  # weight and bias; a tuple, so that they are not registered
+        )
         self.outputs: tuple[Tensor, ...] = ()
 
     @torch.no_grad()

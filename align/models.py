@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from align import fused
+from align import lora as fused_lora
 from align.embedded import ModelError, embedded_folder, gguf_folder, sha256, tiny_folder
 from align.hub import hub_folder
-from align import lora as fused_lora
-from align import norms
 from align.runs import RunError, read
 from align.schema import Lora, Model
 
@@ -122,7 +122,7 @@ def load_base(cfg: Model, device: torch.device, dtype: torch.dtype) -> Any:
         raise ModelError(f"model.path={cfg.path}: it scales its logits ({scaling[0]}), which is not supported")
     if cfg.start is not None:
         model = _merge_start(model, cfg)
-    norms.use_fused(model)
+    fused.use_fused(model)
     return model.to(device).requires_grad_(cfg.lora is None)
 
 

@@ -33,7 +33,15 @@ def enforce(e: Experiment) -> None:
 
 
 def _batch(a: OnPolicy) -> None:
-    for key in ("prompts_per_step", "group_size", "max_draws", "epochs", "minibatches", "micro_batch", "micro_batch_tokens"):
+    for key in (
+        "prompts_per_step",
+        "group_size",
+        "max_draws",
+        "epochs",
+        "minibatches",
+        "micro_batch",
+        "micro_batch_tokens",
+    ):
         if getattr(a, key) is not None:
             positive(getattr(a, key), f"algo.{key}")
     one_of(a.advantage, ADVANTAGES, "algo.advantage")
@@ -58,9 +66,7 @@ def _batch(a: OnPolicy) -> None:
         f"must divide prompts_per_step x group_size = {batch}",
     )
     need(
-        a.micro_batch is None
-        or batch // a.minibatches % a.micro_batch == 0
-        or a.micro_batch >= batch // a.minibatches,
+        a.micro_batch is None or batch // a.minibatches % a.micro_batch == 0 or a.micro_batch >= batch // a.minibatches,
         "algo.micro_batch",
         a.micro_batch,
         f"must divide the minibatch of {batch // a.minibatches} completions; or null: micro_batch_tokens decides",

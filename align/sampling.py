@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from align.data.tokens import decode, encode_prompt
 from align.attention import attending
+from align.data.tokens import decode, encode_prompt
 from align.decoding import NAME as DECODING
 from align.decoding import Cache
 from align.forward import backbone, causal_lm, output_head
@@ -92,7 +92,11 @@ class _Decoding:
         self.logprobs = torch.zeros(shape, device=self.device)
         self.lengths = torch.zeros(len(jobs) + 1, dtype=torch.long, device=self.device)
         nobody = torch.zeros(0, dtype=torch.long, device=self.device)
-        self.job, self.count, self.last = nobody, nobody, nobody  # [R] of each row: its job, its tokens, the last of them
+        self.job, self.count, self.last = (
+            nobody,
+            nobody,
+            nobody,
+        )  # [R] of each row: its job, its tokens, the last of them
         self.noise: Tensor | None = None  # [R, steps, noise_size]
 
     @torch.no_grad()

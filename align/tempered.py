@@ -26,5 +26,7 @@ class Tempered:
     def _colder(self, step: int, temperature: float) -> Measured:
         ruler, policy = self.ruler, self.ruler.policy
         completions = ruler.answers(temperature)
-        found = divergence(policy.model, policy.reference, ruler.batch(completions), temperature=temperature, tokens=TOKENS)
+        found = divergence(
+            policy.model, policy.reference, ruler.batch(completions), temperature=temperature, tokens=TOKENS
+        )
         return ruler.judged(step, completions, found)

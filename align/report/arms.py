@@ -21,7 +21,15 @@ BEST_OF_N, TEMPERED = "best_of_n", "tempered"
 # Differences are told in this order, the science first; then the rest; last what changes speed and rounding alone.
 SCIENCE = ("algo.name", "algo.kind", "model.name", "data.name", "reward.formula", "algo.", "reward.", "data.", "model.",
            "sampling.", "steps", "probe.")  # fmt: skip
-CIRCUMSTANCES = ("algo.micro_batch", "algo.micro_batch_tokens", "algo.critic.micro_batch", "sampling.rows", "guard.", "device", "dtype")
+CIRCUMSTANCES = (
+    "algo.micro_batch",
+    "algo.micro_batch_tokens",
+    "algo.critic.micro_batch",
+    "sampling.rows",
+    "guard.",
+    "device",
+    "dtype",
+)
 ABSENT = object()  # what `differing` compares a missing key as: not the same as null
 LABEL_PARTS = 2  # more only where arms would share a name
 

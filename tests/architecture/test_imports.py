@@ -18,7 +18,7 @@ LEVELS = [
      "reward_models"],
     ["align.report", "align.compare", "align.terminal", "align.trackers", "align.watched", "align.watch_view",
      "align.watch"],
-    ["align.attention", "align.head", "align.lora", "align.norms", "align.merged", "align.packing", "align.decoding",
+    ["align.attention", "align.head", "align.lora", "align.fused", "align.merged", "align.packing", "align.decoding",
      "align.data", "align.device", "align.models", "align.reward_model", "align.forward"],
     ["align.sampling", "align.rewards", "align.critic"],
     ["align.measures"],

@@ -15,10 +15,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from align.attention import packed_attention
 from align.forward import Batch, Scorer, completion_hidden, micro_batches
+from align.fused import RMSNorm
 from align.head import TokenLogprobs, is_plain
 from align.lora import FusedLinear, use_fused
 from align.maths.logprobs import token_logprobs
-from align.norms import RMSNorm
 from align.packing import Packed, pack
 from tests.invariants import families
 
