@@ -112,7 +112,7 @@ class Cache:
         self.together = None if self.together is None else self.together + 1
 
     def mask(self, window: int | None) -> Tensor | None:
-        """What a slot's row does not see of [its prompt | itself], as -inf. [G, 1, K, 1, P + width]; None: it sees all"""
+        """-inf where a slot's row does not see [its prompt | itself]. [G, 1, K, 1, P + width]; None: it sees all"""
         if window not in self.masks:
             prompts, P = self.prompt_lengths[self.group].unsqueeze(-1), self.prompts[0][0].shape[2]
             at, own = torch.arange(P, device=self.device), torch.arange(self.width, device=self.device)

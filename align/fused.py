@@ -47,7 +47,7 @@ def use_fused(model: Any) -> None:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = w x r,   r = 1 / sqrt(mean(x^2) + eps);   arXiv:1910.07467, eq. 4. Rounded to the dtype of x before w, as there.
+    """y = w x r,   r = 1 / sqrt(mean(x^2) + eps);   arXiv:1910.07467, eq. 4; rounded to the dtype of x before w.
 
     dx = r (w g - x r mean(w g x r)),   dw = sum of g x r
     """

@@ -1,6 +1,6 @@
 """The copy of a model that completions are sampled from: the same modules, its linear layers laid out for few rows.
 
-Adapters are merged into copies of the weights, in the compute dtype, and never into the weights that are trained. Layers
+Adapters are merged into copies of the weights, in the compute dtype, never into the weights that are trained. Layers
 that read the same input become one product, and on a CPU weights are kept in the layout of its kernels, which would
 otherwise convert them at every token (docs/performance.md).
 """

@@ -74,8 +74,8 @@ class Job(NamedTuple):
 
 
 class _Decoding:
-    """Some rows at a time, token by token. A row that has ended is dropped when a quarter have, since dropping copies
-    caches; waiting prompts come in when a quarter of the rows is free, since a prompt's pass costs as much as a step."""
+    """Some rows at a time, token by token. One that has ended is dropped when a quarter have, since dropping copies
+    caches; waiting prompts come in when a quarter of the rows is free, since their pass costs as much as a step."""
 
     def __init__(self, policy: Policy, model: Any, cfg: Sampling, jobs: list[Job]):
         self.cfg, self.jobs, self.device = cfg, jobs, policy.device
@@ -96,7 +96,7 @@ class _Decoding:
             nobody,
             nobody,
             nobody,
-        )  # [R] of each row: its job, its tokens, the last of them
+        )  # [R] job, tokens so far, last token
         self.noise: Tensor | None = None  # [R, steps, noise_size]
 
     @torch.no_grad()

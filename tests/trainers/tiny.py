@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from align import fused
 from align.models import twin
 from align.records import Demonstration, PreferencePair, Prompt
 from align.reward_model import build_reward_model
@@ -89,7 +90,9 @@ def base() -> LlamaForCausalLM:
         eos_token_id=TOKENIZER.eos_token_id, bos_token_id=None, tie_word_embeddings=True,
         initializer_range=0.2,  # wide enough that logits, and so losses, are of ordinary size
     )  # fmt: skip
-    return LlamaForCausalLM(config).requires_grad_(False)
+    model = LlamaForCausalLM(config).requires_grad_(False)
+    fused.use_fused(model)  # as align/models.py does; Llama's own norms compute in float32, in a float64 model too
+    return model
 
 
 def lora_policy(init: str | bool = True, moved: bool = False) -> SimpleNamespace:
