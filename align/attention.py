@@ -122,7 +122,8 @@ def can_pack(decoder: Any) -> bool:
 class _Packed(torch.autograd.Function):
     """Softmax attention block by block: a product for what the queries see of the prefix and one for their own branch.
 
-    Scores and softmax are in float32; the probabilities are kept in the compute dtype, in which SDPA multiplies them.
+    Scores and softmax are in float32, probabilities in the compute dtype, in which SDPA multiplies them; the backward
+    pass makes them again, so that nothing quadratic is kept.
     PyTorch's SDPA has no kernel for such a mask: with a dense one over the row, its backward on a CPU takes several
     times as long (docs/performance.md).
 
@@ -133,34 +134,30 @@ class _Packed(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...], scale: float, window: int | None
     ) -> Tensor:
-        out, kept = torch.empty_like(q), []
-        precise = torch.promote_types(q.dtype, torch.float32)
+        out = torch.empty_like(q)
         for block in blocks:
             P = block.prefix.stop - block.prefix.start
             qs, ks, vs = _queries(q, k, block), _branches(k, block), _branches(v, block)
-            wide = qs.to(precise)
-            scores = (wide.flatten(2, 3) @ ks.to(precise).mT).view(*qs.shape[:-1], block.longest)
-            if P:
-                seen = (wide.flatten(1, 3) @ k[:, block.prefix].to(precise).mT).view(*qs.shape[:-1], P)
-                scores = torch.cat([seen, scores], -1)
-            probs = scores.mul_(scale).add_(block.mask(window)).softmax(-1).to(q.dtype)
+            probs = _probabilities(qs, ks, k[:, block.prefix], block.mask(window), scale)
             found = (probs[..., P:].flatten(2, 3) @ vs).view(qs.shape)
             if P:
                 found += (probs[..., :P].flatten(1, 3) @ v[:, block.prefix]).view(qs.shape)
             _put(out, _heads(found, q), block)
-            kept.append(probs)
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.blocks, ctx.scale = blocks, scale
+        ctx.save_for_backward(q, k, v)
+        ctx.about = blocks, scale, window
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
+        q, k, v = ctx.saved_tensors
+        blocks, scale, window = ctx.about
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for block, probs in zip(ctx.blocks, kept, strict=True):
+        for block in blocks:
             P = block.prefix.stop - block.prefix.start
-            qs, ks, vs = _queries(q, k, block) * ctx.scale, _branches(k, block), _branches(v, block)
+            qs, ks, vs = _queries(q, k, block), _branches(k, block), _branches(v, block)
+            probs = _probabilities(qs, ks, k[:, block.prefix], block.mask(window), scale)
+            qs = qs * scale  # not in place: of a block that is the whole row this may be q itself
             gs = _queries(grad, k, block)
             if block.places is not None:  # behind a branch's end stands a copy of some token: it must not count
                 gs = gs.masked_fill(~block.real.view(1, len(block.lengths), 1, -1, 1), 0)
@@ -177,8 +174,18 @@ class _Packed(torch.autograd.Function):
                 found += (seen @ k[:, block.prefix]).view(qs.shape)
                 dk[:, block.prefix] += seen.mT @ qs.flatten(1, 3)
                 dv[:, block.prefix] += p_seen.mT @ gs.flatten(1, 3)
-            _put(dq, _heads(found.mul_(ctx.scale), q), block)
+            _put(dq, _heads(found.mul_(scale), q), block)
         return dq, dk, dv, None, None, None
+
+
+def _probabilities(qs: Tensor, ks: Tensor, prefix: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """qs [G, K, r, T, D], ks [G, K, T, D], keys of the prefix [G, P, D], mask [T, P + T] -> [G, K, r, T, P + T]"""
+    wide = qs.to(torch.promote_types(qs.dtype, torch.float32))
+    scores = (wide.flatten(2, 3) @ ks.to(wide.dtype).mT).view(*qs.shape[:-1], -1)
+    if prefix.shape[1]:
+        seen = (wide.flatten(1, 3) @ prefix.to(wide.dtype).mT).view(*qs.shape[:-1], -1)
+        scores = torch.cat([seen, scores], -1)
+    return scores.mul_(scale).add_(mask).softmax(-1).to(qs.dtype)
 
 
 def _branches(x: Tensor, block: Block) -> Tensor:

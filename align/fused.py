@@ -6,11 +6,13 @@ of what a training pass of SmolLM2-135M held (docs/performance.md). These keep t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import silu
 
 NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
@@ -32,7 +34,25 @@ class SwiGLU(nn.Module):
         self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        product = _SwiGLU.apply(gate, up)
+        if not product.requires_grad:
+            return self.down_proj(product)
+        with saved_tensors_hooks(*_made_again(product, gate.detach(), up.detach())):
+            return self.down_proj(product)
+
+
+def _made_again(product: Tensor, gate: Tensor, up: Tensor) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
+    """Hooks that keep the shape of `product` in its place for the backward pass: gate and up are kept anyway."""
+    place, size = product.data_ptr(), product.numel()
+
+    def pack(kept: Tensor) -> Tensor | torch.Size:
+        return kept.shape if kept.data_ptr() == place and kept.numel() == size else kept
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return silu(gate).mul_(up).view(kept) if isinstance(kept, torch.Size) else kept
+
+    return pack, unpack
 
 
 def use_fused(model: Any) -> None:

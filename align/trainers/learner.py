@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor, nn, set_grad_enabled
 
 from align.checkpoints import load_trainable
 from align.critic import Trained
@@ -89,22 +89,38 @@ class Learner:
             self.schedule.step()
             return {"guard/skipped_updates": 1.0}
         mine = chosen[rank::world]
-        minibatch = whole.rows(mine.to(whole.ids.device))
         denominators = Denominators(
             int(counted.sum()), int(counted.any(-1).sum()), self.experiment.sampling.max_new_tokens
         )
         totals: dict[str, float] = {}
-        parts = micro_batches(minibatch, self.algo.micro_batch, self.algo.micro_batch_tokens)
-        for number, rows in enumerate(parts):
-            last = number + 1 == len(parts)
-            with nullcontext() if last else self.accelerator.no_sync(self.trained):
-                part, places = minibatch.rows(rows), mine[rows.cpu()]
-                for loss, stats in self.losses(rollout, targets, part, places, kl_coef, denominators):
-                    self.accelerator.backward(loss * world)  # DDP averages over processes; denominators are of all
-                    for key, value in stats.items():
-                        totals[key] = totals.get(key, 0.0) + float(value)
+        for learning, places in self.split(targets, mine):
+            minibatch = whole.rows(places.to(whole.ids.device))
+            parts = micro_batches(minibatch, self.algo.micro_batch, self.algo.micro_batch_tokens)
+            for number, rows in enumerate(parts):
+                last = number + 1 == len(parts)
+                with nullcontext() if last else self.accelerator.no_sync(self.trained), set_grad_enabled(learning):
+                    part, at = minibatch.rows(rows), places[rows.cpu()]
+                    for loss, stats in self.losses(rollout, targets, part, at, kl_coef, denominators):
+                        if learning:
+                            self.accelerator.backward(loss * world)  # DDP averages over processes
+                        for key, value in stats.items():
+                            totals[key] = totals.get(key, 0.0) + float(value)
         summed = self.summed(totals)
         return summed | self.apply(summed, step)
+
+    def split(self, targets: Targets, rows: Tensor) -> list[tuple[bool, Tensor]]:
+        """Rows to learn from, and those whose gradient is exactly 0 (every advantage is 0, no KL or critic is in the
+        loss): they are scored for what is logged, without a backward pass. DDP needs one from every process."""
+        alone = self.accelerator.num_processes == 1
+        if not alone or self.algo.critic is not None or self.algo.kl.where == "loss":
+            return [(True, rows)]
+        silent = ((targets.advantages[rows] == 0) | ~targets.mask[rows]).all(-1)
+        if silent.all():  # weights without a gradient would keep their momentum too
+            for parameters in self.parts.values():
+                for parameter in parameters:
+                    parameter.grad = torch.zeros_like(parameter)
+        found = [(True, rows[~silent]), (False, rows[silent])]
+        return [(learning, some) for learning, some in found if len(some)]
 
     def losses(
         self,

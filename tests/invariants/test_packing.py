@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn, tensor
 from torch.testing import assert_close
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from align.attention import packed_attention
 from align.forward import Batch, Scorer, completion_hidden, micro_batches
-from align.fused import RMSNorm
+from align.fused import RMSNorm, SwiGLU
 from align.head import TokenLogprobs, is_plain
 from align.lora import FusedLinear, use_fused
 from align.maths.logprobs import token_logprobs
@@ -382,3 +382,27 @@ def test_packing_leaves_the_batch_as_it_was():
     Scorer(families.model("gemma3"), 0.7)(batch)[0].sum().backward()
     for a, b in zip(before, (batch.ids, batch.mask, batch.starts, batch.completion_mask), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_mlp_is_llamas_and_keeps_a_tensor_less():
+    torch.manual_seed(0)
+    theirs = LlamaMLP(families.CONFIGS["llama"]).double()
+    ours, x = SwiGLU(theirs), torch.randn(1, 7, 32, dtype=torch.float64)
+    found, kept = [], []
+    for mlp in (theirs, ours):
+        inputs, count = x.clone().requires_grad_(), 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal count
+            count += tensor.numel() == 7 * 48
+            return tensor
+
+        theirs.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = mlp(inputs)
+        out.square().sum().backward()
+        found.append([out, inputs.grad, *(p.grad.clone() for p in theirs.parameters())])
+        kept.append(count)
+    for a, b in zip(*found, strict=True):
+        assert_close(b, a, rtol=1e-12, atol=1e-12)
+    assert kept == [4, 2]  # gate, silu(gate), up and their product; gate and up

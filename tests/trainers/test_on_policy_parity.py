@@ -235,6 +235,20 @@ def test_minibatches_of_one_rollout_have_their_own_counts(monkeypatch):
     assert first.tokens + second.tokens == 60 and first.sequences == second.sequences == 4
 
 
+def test_a_silent_groups_backward_pass_is_left_out_and_nothing_else(monkeypatch):
+    rewards = [1.0] * 4 + [0.0, 0.0, 0.0, 1.0]  # the first prompt's answers are told apart by nothing
+    loop = fixed.Fixed(fixed.experiment("algo=grpo", *NO_KL), fixed.policy(), monkeypatch, rewards)
+    skipped, (gradient,) = loop.gradients()
+    loop = fixed.Fixed(fixed.experiment("algo=grpo", *NO_KL), fixed.policy(), monkeypatch, rewards)
+    backward = fixed.watch(monkeypatch, loop.learner.accelerator, "backward")
+    loop.gradients()
+    assert len(backward) == 2  # micro-batches of two of its four answers; the silent group has none
+    monkeypatch.setattr(loop.learner, "split", lambda _, rows: [(True, rows)])
+    whole, (same,) = loop.gradients()
+    assert torch.equal(gradient, same)
+    assert skipped == pytest.approx(whole, rel=1e-6)
+
+
 @pytest.mark.parametrize("algo", ["grpo", "dr_grpo", "rloo"])
 def test_groups_of_equal_rewards_and_no_kl_leave_every_weight_as_it_was(algo, monkeypatch):
     overrides = [f"algo={algo}", *NO_KL]
