@@ -4,7 +4,7 @@ Where E_v are independent standard exponentials, argmax_v p_v / E_v is a draw fr
 vocabulary, one among the parts of the winning block and one among that part's tokens are together still exactly p,
 P(block) P(part | block) P(token | part), for V / 1024 + 64 random numbers instead of V. Rounding of the logits changes
 the token only where it decides a heat, which needs a near tie. Inverting the cumulative distribution is cheap too, but
-there the bounds of thousands of tokens lie closer together than the sum's rounding (docs/log.md).
+there the bounds of thousands of tokens lie closer together than the sum's rounding (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _top_k(z: Tensor, k: int) -> Tensor:
 
 def _top_p(z: Tensor, p: float) -> Tensor:
     """The tokens before which, from the most likely one down, there is less than p. They are looked for among ever more
-    of the largest: sorting all takes far longer, and a language model's nucleus is small (docs/log.md)."""
+    of the largest: sorting all takes far longer, and a language model's nucleus is small (docs/performance.md)."""
     V = z.shape[-1]
     probs, size = z.softmax(-1), min(64, V)
     while True:
