@@ -75,8 +75,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1])
-        r = squares.add_(eps).rsqrt_()
+        r = x.to(wide).square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # to the last bit as transformers
         ctx.save_for_backward(x, weight, r)
         return (x * r).to(x.dtype) * weight
 
