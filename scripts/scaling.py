@@ -1,4 +1,4 @@
-"""How the cost of a rollout grows: seconds to sample, score and differentiate 16 to 256 completions, 16 to 64 tokens each.
+"""How the cost of a rollout grows: seconds to sample, score and differentiate 16 to 256 completions of 16 to 64 tokens.
 
     python scripts/scaling.py
 
