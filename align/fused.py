@@ -57,7 +57,7 @@ def _made_again(product: Tensor, gate: Tensor, up: Tensor) -> tuple[Callable[[Te
 
 def use_fused(model: Any) -> None:
     """Put ours in the place of the model's; the weights are the same parameters under the same names."""
-    gated = model.config.get_text_config().hidden_act == "silu"
+    gated = getattr(model.config.get_text_config(), "hidden_act", None) == "silu"
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child).__name__ in NORMS:

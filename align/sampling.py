@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from align.attention import attending
+from align.attention import DECODED, attending
 from align.data.tokens import decode, encode_prompt
 from align.decoding import NAME as DECODING
 from align.decoding import Cache
+from align.embedded import ModelError
 from align.forward import backbone, causal_lm, output_head
 from align.maths.draw import draw, noise_of, noise_size, warp
 from align.merged import Merged
@@ -81,6 +82,9 @@ class _Decoding:
         self.cfg, self.jobs, self.device = cfg, jobs, policy.device
         self.copy = decoding_copy(model, merge=cfg.lora == "merged")
         self.decoder, self.head = backbone(self.copy.lm), output_head(self.copy.lm)
+        family = self.decoder.config.model_type
+        if family not in DECODED:  # a cache of another kind would be wrong without a word
+            raise ModelError(f"model.path: completions of a {family} model cannot be sampled; use {', '.join(DECODED)}")
         steps = max(job.limit for job in jobs)
         self.rows = min(cfg.rows, len(jobs))
         self.cache = Cache(steps, self.device)
