@@ -112,7 +112,9 @@ def test_a_killed_job_is_recorded_and_goes_on_when_the_sweep_is_repeated(swept, 
     assert (code, job.exit_code, job.state) == (0, 0, "finished")
     assert "goes on from step 1" in err
     whole = read(execute(tmp_path / "whole", *settings))
-    assert [stable(row) for row in read(Path(job.run_dir)).rows] == [stable(row) for row in whole.rows]
+    # of another process, so to rounding: 1e-8 in a logprob was seen (to the last bit within one: test_interrupt.py)
+    for row, same in zip(read(Path(job.run_dir)).rows, whole.rows, strict=True):
+        assert stable(row) == pytest.approx(stable(same), rel=1e-4, abs=1e-6)
 
 
 def test_ctrl_c_ends_the_whole_sweep_and_its_job(tmp_path):
