@@ -15,8 +15,6 @@ from transformers import AttentionInterface
 from align.attention import refuse
 
 NAME = "align_decoding"
-
-
 CHUNK = 32  # tokens that caches grow by
 
 Pair = tuple[Tensor, Tensor]  # keys and values

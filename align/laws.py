@@ -145,6 +145,12 @@ def _sampling_and_probe(e: Experiment) -> None:
     positive(e.sampling.max_new_tokens, "sampling.max_new_tokens")
     positive(e.sampling.rows, "sampling.rows")
     one_of(e.sampling.lora, ("merged", "unmerged"), "sampling.lora")
+    need(
+        e.model.lora is not None or e.sampling.lora == "merged",
+        "sampling.lora",
+        e.sampling.lora,
+        "has no effect without an adapter; use merged",
+    )
     _cuts(e)
     for key in ("every", "prompts", "samples"):
         positive(getattr(e.probe, key), f"probe.{key}")

@@ -24,7 +24,7 @@ from align.forward import backbone, causal_lm, output_head
 from align.maths.draw import draw, noise_of, noise_size, warp
 from align.merged import Merged
 from align.models import Policy
-from align.packing import pack
+from align.packing import groups_of, pack
 from align.records import Completions, Prompt
 from align.schema import Sampling
 
@@ -96,11 +96,7 @@ class _Decoding:
         self.logprobs = torch.zeros(shape, device=self.device)
         self.lengths = torch.zeros(len(jobs) + 1, dtype=torch.long, device=self.device)
         nobody = torch.zeros(0, dtype=torch.long, device=self.device)
-        self.job, self.count, self.last = (
-            nobody,
-            nobody,
-            nobody,
-        )  # [R] job, tokens so far, last token
+        self.job, self.count, self.last = nobody, nobody, nobody  # [R] of each row; its tokens so far
         self.noise: Tensor | None = None  # [R, steps, noise_size]
 
     @torch.no_grad()
@@ -196,10 +192,8 @@ class _Decoding:
 
 def _groups(jobs: list[Job], most: int) -> list[list[int]]:
     """Jobs that share a prompt, at most `most` together; prompts of similar length follow each other."""
-    found: dict[tuple[int, ...], list[int]] = {}
-    for i, job in enumerate(jobs):
-        found.setdefault(job.prompt, []).append(i)
-    groups = [group[i : i + most] for group in found.values() for i in range(0, len(group), most)]
+    together = groups_of([job.prompt for job in jobs])
+    groups = [group[i : i + most] for group in together for i in range(0, len(group), most)]
     return sorted(groups, key=lambda group: len(jobs[group[0]].prompt))
 
 

@@ -121,6 +121,9 @@ BAD = [
     (["model.lora=none"], ["model.lora", "learned"]),
     (["algo=reward", "reward=none", "model.lora=none"], ["model.lora"]),
     # rewards
+    (["sampling.lora=both"], ["sampling.lora", "unmerged"]),
+    (["model.lora=none", "reward=gold", "sampling.lora=unmerged"], ["sampling.lora", "no effect"]),
+    (["algo.micro_batch_tokens=0"], ["algo.micro_batch_tokens", ">= 1"]),
     (["reward=none"], ["reward.formula", "reward=learned"]),
     (["data=arithmetic", "reward=gold"], ["reward.formula", "gold"]),
     (["reward=verifier"], ["reward.formula", "verifier"]),

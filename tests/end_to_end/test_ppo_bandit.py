@@ -28,7 +28,13 @@ def test_one_token_in_261_is_found_and_always_chosen(tmp_path, seed):
 
 def test_so_it_is_with_adapters_for_policy_and_critic(tmp_path):
     """The tiny model's head is too flat for an adapter; this one's is bolder (tests/end_to_end/test_bandit.py)."""
-    settings = (*BANDIT, f"model.path={bold(tmp_path / 'bold')}", "algo.optimizer.lr=0.02", "steps=16", "seed=1")
+    settings = (
+        *BANDIT,
+        f"model.path={bold(tmp_path / 'bold')}",
+        "algo.optimizer.lr=0.02",
+        "steps=16",
+        "probe.samples=64",
+    )
     rewarded, punished = (run(tmp_path, *settings, f"reward.formula={sign}{EVEN}") for sign in ("", "-"))
     up, down = ([row[f"reward/{EVEN}"] for row in record.phase("probe")] for record in (rewarded, punished))
     assert up[1] > up[0] + 0.1

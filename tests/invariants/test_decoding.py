@@ -13,9 +13,11 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, Gemma2Config
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config
 
+from align.attention import DECODED, FAMILIES
 from align.checkpoints import load_trainable
+from align.data.tokens import encode_prompt
 from align.forward import Scorer, batch_of, causal_lm, score
 from align.lora import use_fused
 from align.maths.draw import noise_of
@@ -206,3 +208,30 @@ def test_a_model_whose_attention_is_of_another_kind_is_refused():
     policy = Policy(model, copy.deepcopy(model), TOKENIZER, families.STOPS, fingerprint="")
     with pytest.raises(Exception, match="gemma2"):
         sample(policy, PROMPTS, 1, families.sampling(), seed=0)
+
+
+SMALL = dict(
+    vocab_size=families.V, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
+    pad_token_id=TOKENIZER.pad_token_id, eos_token_id=TOKENIZER.eos_token_id, bos_token_id=None, initializer_range=0.4,
+)  # fmt: skip
+OWN_NAMES = {
+    "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    "opt": dict(ffn_dim=48, word_embed_proj_dim=32, init_std=0.4),
+    "gpt_neox": dict(intermediate_size=48),
+    "qwen3_moe": dict(moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, head_dim=8),
+}
+
+
+@pytest.mark.parametrize("family", sorted(set(DECODED) - set(FAMILIES)))
+def test_other_families_decode_as_transformers_does(family):
+    shape = dict(intermediate_size=48, num_key_value_heads=2) if family not in ("gpt2", "opt", "gpt_neox") else {}
+    config = AutoConfig.for_model(family, **(SMALL | shape | OWN_NAMES.get(family, {})))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    policy = Policy(model, model, TOKENIZER, families.STOPS, fingerprint="")
+    ours = sample(policy, PROMPTS, 1, families.sampling(), seed=0, greedy=True)
+    for prompt, ids, mask in zip(PROMPTS, ours.ids, ours.mask, strict=True):
+        start = torch.tensor([encode_prompt(TOKENIZER, prompt)])
+        out = model.generate(start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=24,
+                             eos_token_id=list(families.STOPS), pad_token_id=TOKENIZER.pad_token_id)  # fmt: skip
+        assert ids[mask].tolist() == out[0, start.shape[1] :].tolist()
