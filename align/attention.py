@@ -169,6 +169,7 @@ class _Packed(torch.autograd.Function):
             ds = torch._softmax_backward_data(dp, probs, -1, probs.dtype)
             own, p_own = ds[..., P:].flatten(2, 3), probs[..., P:].flatten(2, 3)
             found = (own @ ks).view(qs.shape)
+            # written, not added: a prompt's own block comes before that of its completions, which adds to it
             _put(dk, (own.mT @ qs.flatten(2, 3)).flatten(1, 2), block)
             _put(dv, (p_own.mT @ gs.flatten(2, 3)).flatten(1, 2), block)
             if P:

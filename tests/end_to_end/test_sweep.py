@@ -104,7 +104,7 @@ def test_bad_input_and_a_crash_do_not_stop_the_others_and_what_is_finished_is_sk
 
 @contextmanager
 def as_many_threads_as_a_job() -> Iterator[None]:
-    """These tests have one (tests/conftest.py), a job has torch's default, and a sum of another order rounds otherwise."""
+    """These tests have one (tests/conftest.py), a job has torch's default; sums of another order round otherwise."""
     code, before = "import torch; print(torch.get_num_threads())", torch.get_num_threads()
     torch.set_num_threads(int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
     try:
