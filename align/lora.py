@@ -1,8 +1,8 @@
 """LoRA's linear layer as one step of autograd, in the dtype of the base.
 
 PEFT's own casts the input to the adapter's float32 and keeps that copy for the backward pass, once for every layer that
-reads it: for bfloat16 bases this was a third of the time and half of the memory of a training pass
-(docs/performance.md). Here the products are in the base's dtype and the weights, gradients and optimizer stay float32.
+reads it (docs/performance.md). Here the products are in the base's dtype; weights, gradients
+and optimizer stay float32.
 """
 
 from __future__ import annotations

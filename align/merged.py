@@ -73,9 +73,7 @@ class Product(nn.Module):
         super().__init__()
         self.layers = tuple(layers)  # a tuple, so that they are no submodules
         self.widths = [base_layer(layer).weight.shape[0] for layer in layers]
-        self.tensors: tuple[Tensor, Tensor | None] | None = (
-            None  # weight and bias; a tuple, so that they are not registered
-        )
+        self.tensors: tuple[Tensor, Tensor | None] | None = None  # weight and bias; in a tuple they are not registered
         self.outputs: tuple[Tensor, ...] = ()
 
     @torch.no_grad()

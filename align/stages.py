@@ -57,7 +57,7 @@ def obtain_pool(cfg: Any, experiment: Experiment, policy: Policy) -> Pool:
         if path.is_file():
             return read_pool(path)
     print(f"sampling the annotator's pool from the start model, once: {cached}", flush=True)
-    sampling = Sampling(cfg.pool.temperature, None, None, None, cfg.pool.max_new_tokens, POOL_ROWS)
+    sampling = Sampling(cfg.pool.temperature, None, None, None, cfg.pool.max_new_tokens, POOL_ROWS, "merged")
 
     def answers(prompts: Sequence[Prompt], samples: int) -> list[tuple[str, int, bool]]:
         got = sample(policy, prompts, samples, sampling, derive(0, "pool"), model=policy.reference)

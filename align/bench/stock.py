@@ -10,14 +10,20 @@ import datasets
 import torch
 import trl
 from peft import TaskType
-from transformers import AutoModelForSequenceClassification, LogitsProcessor, LogitsProcessorList, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TrainerCallback,
+)
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 
 from align.bench.inputs import Inputs, bench_reward, inputs
 from align.bench.settings import Stock, Work
 from align.bench.stamps import Stamps
 from align.device import resolve_device
-from align.models import load_base, load_tokenizer, locate, lora_config
+from align.models import load_tokenizer, locate, lora_config
 from align.schema import Experiment
 from align.trainers.trl_data import demonstration_rows, pair_rows, reward_rows
 
@@ -61,7 +67,10 @@ def measure(experiment: Experiment, work: Work, stamps: Stamps) -> tuple[Any, In
 
 
 def _base(experiment: Experiment, stock: Stock, tokenizer: Any) -> Any:
-    model = load_base(experiment.model, resolve_device(experiment.device), DTYPES[stock.dtype])
+    """As transformers loads it: `align.models.load_base` would put this project's layers into it."""
+    where = locate(experiment.model.path)
+    model = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[stock.dtype], local_files_only=True)
+    model = model.to(resolve_device(experiment.device))
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
 

@@ -89,3 +89,12 @@ def test_a_small_bench_from_the_command_line(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "bench.json")
     assert row["work"] == "ppo_4x4" and row["ours_s"] > 0 and row["limit_ratio"] > 1 and row["ours_peak_gb"] > 0.1
     assert row["trl_s"] is row["speedup"] is row["peak_ratio"] is row["grpo_ratio"] is None
+
+
+def test_trls_model_has_none_of_our_layers(rollout):
+    from align.bench import stock
+
+    run, work = rollout
+    given = inputs(work, load_tokenizer(run.model))
+    trainer = stock.TRAINERS["grpo"](run, work.trl, load_tokenizer(run.model), given, Stamps())
+    assert not [type(module) for module in trainer.model.modules() if type(module).__module__.startswith("align")]
