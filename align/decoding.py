@@ -39,6 +39,7 @@ class Cache:
         self.slot = nothing  # [R]
         self.together: int | None = 0  # `filled` when it is the same for all rows
         self.masks: dict[int | None, Tensor | None] = {}
+        self.rotation: tuple[Any, Pair] | None = None
 
     def admit(self, keys: list[Pair], spans: Sequence[slice], rows_of: Sequence[int]) -> None:
         """Add prompts, and rows_of[i] rows that answer the i-th. Of each layer keys and values [heads, N, D], in which
@@ -123,6 +124,18 @@ class Cache:
             shown = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
             self.masks[window] = shown if hidden.any() else None
         return self.masks[window]
+
+    def rotary(self, given: Pair) -> Pair:
+        """cos [R, 1, D] and sin of a pass as [R, 1, 2, D / 2], such that x cos + (x's halves exchanged) sin is rotated;
+        the same for all layers that are given the same."""
+        if self.rotation is None or self.rotation[0] is not given[0]:
+            cos, sin = (x.to(self.dtype).unflatten(-1, (2, -1)) for x in given)
+            self.rotation = given[0], (cos, torch.stack([-sin[:, :, 0], sin[:, :, 1]], 2))
+        return self.rotation[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.own[0][0].dtype
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """Of each row's new token; stores its key and value. q [R, H, D], k and v [R, heads, D] -> [R, H, D]"""

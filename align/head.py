@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+WIDE = 4  # 64 rows reach half of the CPU's rate in a product with the head, 256 nearly all (docs/performance.md)
+
 
 class TokenLogprobs(torch.autograd.Function):
     """Logprobs and entropies of `align.maths.logprobs.token_logprobs` behind a frozen head.
@@ -20,6 +22,7 @@ class TokenLogprobs(torch.autograd.Function):
     and the backward pass is a multiplication: two products with the head instead of the three of recomputing logits.
 
     hidden [N, H], head [V, H], targets [N] -> logprobs [N], entropies [N] float32; entropies carry no gradient
+    chunk: positions whose logits are held in float32; WIDE times as many are multiplied with the head at once
     """
 
     @staticmethod
@@ -32,25 +35,14 @@ class TokenLogprobs(torch.autograd.Function):
         )
         entropies = torch.empty_like(logprobs)
         slopes = torch.empty_like(hidden) if wanted else None
-        for start in range(0, len(hidden), chunk):
-            rows = slice(start, start + chunk)
-            z = linear(hidden[rows], weight).to(logprobs.dtype)
-            flat = None
-            if cap is not None:
-                flat = z.div_(cap).tanh_()  # the slope of the cap is 1 - tanh^2
-                z = flat * cap
-            if temperature != 1:
-                z = z.div_(temperature)
-            y = targets[rows].unsqueeze(-1)
-            p = z.softmax(-1)
-            log_partition = z.amax(-1) - p.amax(-1).log()
-            logprobs[rows] = z.gather(-1, y).squeeze(-1) - log_partition
-            entropies[rows] = log_partition - torch.linalg.vecdot(p, z)
+        for start in range(0, len(hidden), WIDE * chunk):
+            wide = slice(start, start + WIDE * chunk)
+            logits = linear(hidden[wide], weight)
+            parts = zip(*(x[wide].split(chunk) for x in (logprobs, entropies, targets)), strict=True)
+            for raw, (logprob, entropy, y) in zip(logits.split(chunk), parts, strict=True):
+                _score(raw, logprob, entropy, y.unsqueeze(-1), (temperature, cap, wanted))
             if slopes is not None:
-                p.neg_().scatter_add_(-1, y, torch.ones_like(y, dtype=p.dtype))
-                if flat is not None:
-                    p.mul_(1 - flat.square())
-                slopes[rows] = p.to(hidden.dtype) @ weight
+                slopes[wide] = logits @ weight
         if slopes is not None:
             ctx.save_for_backward(slopes)
         ctx.temperature = temperature
@@ -62,6 +54,27 @@ class TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return (slopes * (grad / ctx.temperature).unsqueeze(-1)).to(slopes.dtype), None, None, None, None, None
+
+
+def _score(logits: Tensor, logprob: Tensor, entropy: Tensor, y: Tensor, how: tuple[float, float | None, bool]) -> None:
+    """Of a chunk: fills logprob and entropy [n], and writes the slope over the logits [n, V] where it is wanted."""
+    temperature, cap, wanted = how
+    z = logits.to(logprob.dtype)
+    flat = None
+    if cap is not None:
+        flat = (z / cap).tanh_()  # the slope of the cap is 1 - tanh^2
+        z = flat * cap
+    if temperature != 1:
+        z = z / temperature
+    p = z.softmax(-1)
+    log_partition = z.amax(-1) - p.amax(-1).log()
+    logprob.copy_(z.gather(-1, y).squeeze(-1) - log_partition)
+    entropy.copy_(log_partition - torch.bmm(p.unsqueeze(1), z.unsqueeze(2)).flatten())
+    if wanted:
+        p.neg_().scatter_add_(-1, y, torch.ones_like(y, dtype=p.dtype))
+        if flat is not None:
+            p.mul_(1 - flat.square())
+        logits.copy_(p)
 
 
 def is_plain(head: Any) -> bool:

@@ -16,9 +16,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
+from align.attention import refuse
 from align.fused import RMSNorm
 
+GIVEN = ("position_embeddings", "attention_mask", "past_key_values")  # to a layer's attention; the last two are None
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a number of so many bytes
+ROTARY = ("LlamaAttention", "Qwen2Attention")  # queries and keys are rotated, and nothing else happens to them
 SIDE_BY_SIDE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # called in this order, on one input
 
 
@@ -60,6 +63,9 @@ class Merged:
                     setattr(module, name, Part(product, i))
         for name, child in children.items():
             setattr(module, name, self._product([child]))
+        for name, child in module.named_children():
+            if type(child).__name__ in ROTARY and isinstance(child.v_proj, Part):
+                setattr(module, name, _Attention(child))
 
     def _product(self, layers: list[Any]) -> Product:
         self.products.append(Product(layers))
@@ -74,6 +80,7 @@ class Product(nn.Module):
         self.layers = tuple(layers)  # a tuple, so that they are no submodules
         self.widths = [base_layer(layer).weight.shape[0] for layer in layers]
         self.tensors: tuple[Tensor, Tensor | None] | None = None  # weight and bias; in a tuple they are not registered
+        self.whole: Tensor = torch.empty(0)  # the last output of all, and split
         self.outputs: tuple[Tensor, ...] = ()
 
     @torch.no_grad()
@@ -94,7 +101,7 @@ class Product(nn.Module):
             y = linear(x, weight, bias)
         if len(self.widths) == 1:
             return y
-        self.outputs = y.split(self.widths, dim=-1)
+        self.whole, self.outputs = y, y.split(self.widths, dim=-1)
         return self.outputs[0]
 
 
@@ -107,6 +114,29 @@ class Part(nn.Module):
 
     def forward(self, _: Tensor) -> Tensor:
         return self.product[0].outputs[self.index]
+
+
+class _Attention(nn.Module):
+    """Of one new token of each row: queries and keys rotated together, in the cache's dtype. All else is the layer's."""
+
+    def __init__(self, layer: Any):
+        super().__init__()
+        self.layer = layer
+        self.heads, self.shared = (w // layer.head_dim for w in layer.q_proj.widths[:2])
+        self.window = getattr(layer, "sliding_window", None)
+
+    def forward(self, hidden_states: Tensor, *, cache: Any = None, **others: Any) -> tuple[Tensor, None]:
+        if cache is None:
+            return self.layer(hidden_states, **others)
+        refuse(self.layer, {name: value for name, value in others.items() if name not in GIVEN})
+        rotated = self.heads + self.shared
+        self.layer.q_proj(hidden_states)
+        x = self.layer.q_proj.whole.to(cache.dtype).view(len(hidden_states), rotated + self.shared, 2, -1)
+        cos, sin = cache.rotary(others["position_embeddings"])
+        qk = (x[:, :rotated] * cos).addcmul_(x[:, :rotated].flip(2), sin).flatten(2)
+        q, k, v = qk[:, : self.heads], qk[:, self.heads :], x[:, rotated:].flatten(2)
+        found = cache.attend(self.layer.layer_idx, q, k, v, self.layer.scaling, self.window)
+        return self.layer.o_proj(found.to(hidden_states.dtype).flatten(1).unsqueeze(1)), None
 
 
 class _Norm(RMSNorm):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 BLOCK, PART = 1024, 32  # near what needs the fewest numbers at 49k to 262k tokens, V / BLOCK + BLOCK / PART + PART
+CACHED = 1 << 18  # probabilities at once, 1 MB: those of many rows leave the core's cache (docs/performance.md)
 LEAST = 2.0**-53  # of the noise: the spacing of uniforms in float64
 
 
@@ -54,6 +55,15 @@ def draw(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     -inf throughout) has a NaN logprob, for the guard to find, and any token.
     logits [B, V], noise [B, noise_size(V)] -> tokens [B] int64, logprobs [B] float32, of softmax(logits)
     """
+    rows = max(CACHED // logits.shape[-1], 1) if logits.device.type == "cpu" else len(logits)
+    drawn = [
+        _draw(z, None if noise is None else noise[i * rows : (i + 1) * rows]) for i, z in enumerate(logits.split(rows))
+    ]
+    tokens, logprobs = zip(*drawn, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _draw(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     probs = logits.softmax(-1, dtype=torch.float32)
     tokens = logits.argmax(-1) if noise is None else _race(probs, noise)
     return tokens, probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).log()

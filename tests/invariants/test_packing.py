@@ -147,7 +147,7 @@ def test_attention_of_another_kind_is_refused(name):
 # The LM head
 
 
-@pytest.mark.parametrize("chunk", [2, 100])
+@pytest.mark.parametrize("chunk", [1, 2, 100])  # four chunks are multiplied at once
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("cap", [None, 2.0])
 def test_token_logprobs_through_the_head_are_those_of_all_logits(cap, temperature, chunk):
