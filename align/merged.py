@@ -51,9 +51,15 @@ class Merged:
             return
         for child in module.children():
             self._replace(child, merge)
+        self._lay_out(module, merge)
         for name, child in module.named_children():
             if isinstance(child, RMSNorm):
                 setattr(module, name, _Norm(child.weight, child.eps))
+            elif type(child).__name__ in ROTARY and isinstance(child.v_proj, Part):
+                setattr(module, name, _Attention(child))
+
+    def _lay_out(self, module: nn.Module, merge: bool) -> None:
+        """Its linear layers as products."""
         children = {name: child for name, child in module.named_children() if _is_linear(child, merge)}
         for names in SIDE_BY_SIDE:
             if all(name in children for name in names):
@@ -63,9 +69,6 @@ class Merged:
                     setattr(module, name, Part(product, i))
         for name, child in children.items():
             setattr(module, name, self._product([child]))
-        for name, child in module.named_children():
-            if type(child).__name__ in ROTARY and isinstance(child.v_proj, Part):
-                setattr(module, name, _Attention(child))
 
     def _product(self, layers: list[Any]) -> Product:
         self.products.append(Product(layers))
@@ -117,7 +120,7 @@ class Part(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Of one new token of each row: queries and keys rotated together, in the cache's dtype. All else is the layer's."""
+    """Of one new token of each row: queries and keys rotated together, in the cache's dtype; the rest as the layer."""
 
     def __init__(self, layer: Any):
         super().__init__()
