@@ -21,6 +21,8 @@ ADAPTERS = {
     "default": (),
     "pissa": ("model.lora.init=pissa",),
     "olora": ("model.lora.init=olora",),
+    "b_random": ("model.lora.init=b_random",),
+    "both_random": ("model.lora.init=both_random",),
     "dora": ("model.lora.dora=true",),
     "rslora": ("model.lora.rslora=true", "model.lora.targets=[q_proj,down_proj]"),
 }
