@@ -26,6 +26,7 @@ def expected_best(proxy: Tensor, gold: Tensor, n: int) -> Tensor:
     ascending, order = proxy.double().sort(-1)
     below = torch.searchsorted(ascending, ascending, side="left")
     upto = torch.searchsorted(ascending, ascending, side="right")
-    shares = torch.tensor([math.comb(i, n) / math.comb(N, n) for i in range(N + 1)], dtype=torch.double)
+    i = torch.arange(N, 0, -1, dtype=torch.double, device=proxy.device)
+    shares = torch.cat([i[:1] / i[:1], ((i - n) / i).clamp(min=0).cumprod(0)]).flip(0)  # C(i, n) / C(N, n), i = 0..N
     weights = (shares[upto] - shares[below]) / (upto - below)  # C(i, n) - C(i - 1, n) = C(i - 1, n - 1), over equals
     return (weights * gold.double().gather(-1, order)).sum(-1)
