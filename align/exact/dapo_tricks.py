@@ -23,7 +23,10 @@ HAND = "closed form, derived in the module"
 PAPER = "arXiv:2503.14476"
 CHANCES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 PRINTED = {4: 0.656, 8: 0.430, 16: 0.185}  # G -> share without a signal at p = 0.1
-LIMIT, LENGTHS = 20480, (1000, 16384, 17408, 18432, 19456, 20480)  # section 4.1: 16,384 tokens, and 4,096 to slow down in
+LIMIT, LENGTHS = (
+    20480,
+    (1000, 16384, 17408, 18432, 19456, 20480),
+)  # section 4.1: 16,384 tokens, and 4,096 to slow down in
 PENALTIES = (0.0, 0.0, 0.25, 0.5, 0.75, 1.0)
 NO_CLIP = ("algo.minibatches=1", "algo.ratio.clip_low=null", "algo.ratio.clip_high=null")
 
@@ -87,14 +90,19 @@ def _replaced(groups: list, G: int) -> tuple[list[float], list[float]]:
 
 def _signal_checks(rows: list[Row]) -> list[Check]:
     z = {row["G"]: float(row["share"]) for row in rows if row["p"] == 0.1}
-    checks = [Check(f"p = 0.1: groups of {G} without a signal", printed, z[G], 5e-4, HAND) for G, printed in PRINTED.items()]
+    checks = [
+        Check(f"p = 0.1: groups of {G} without a signal", printed, z[G], 5e-4, HAND) for G, printed in PRINTED.items()
+    ]
     off = furthest((float(row["share by hand"]), float(row["share"])) for row in rows)
     checks.append(Check("p^G + (1-p)^G, where it is furthest off", *off, 1e-12, HAND))
     after = furthest((float(row["share by hand"]) ** 3, float(row["share after 3 draws"])) for row in rows)
     checks.append(Check("dynamic sampling: z^3 are left, where it is furthest off", *after, 1e-12, HAND))
     by_hand = [(1 + z + z**2, row) for row in rows for z in [float(row["share by hand"])]]
     drawn = furthest((expected, float(row["drawn for each kept"])) for expected, row in by_hand)
-    return [*checks, Check("dynamic sampling: 1 + z + z^2 prompts drawn, where it is furthest off", *drawn, 1e-12, HAND)]
+    return [
+        *checks,
+        Check("dynamic sampling: 1 + z + z^2 prompts drawn, where it is furthest off", *drawn, 1e-12, HAND),
+    ]
 
 
 def _clip(name: str, sign: int) -> Row:

@@ -49,7 +49,9 @@ def compute() -> Exact:
                  first_weight(gamma, lam, T), 0.007, "arXiv:1506.02438, eq. 16: (gamma lambda)^(T-1), to two digits")
         for gamma, lam, T, printed in PRINTED
     ]  # fmt: skip
-    curve = furthest(((float(r["gamma"]) * float(r["lambda"])) ** (float(r["T"]) - 1), float(r["weight"])) for r in weights)
+    curve = furthest(
+        ((float(r["gamma"]) * float(r["lambda"])) ** (float(r["T"]) - 1), float(r["weight"])) for r in weights
+    )
     checks.append(Check("(gamma lambda)^(T-1), where it is furthest off", *curve, 1e-12, HAND))
     for what in ("bias", "variance"):
         curve = furthest((float(row[f"{what} by hand"]), float(row[what])) for row in rows)

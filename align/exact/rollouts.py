@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from align.schema import OnPolicy
 
 
+@cache
 def algorithm(name: str, *overrides: str) -> OnPolicy:
     """conf/algo/NAME.yaml with overrides, checked as every run's."""
     from hydra import compose, initialize_config_dir

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from align.models import load_policy
-from tests.end_to_end.helpers import TINY, execute, logprobs
 from tests.config.test_conf import composed
+from tests.end_to_end.helpers import TINY, execute, logprobs
 
 SFT = ("algo=sft", "algo.optimizer.warmup_steps=0", "steps=2", "algo.optimizer.lr=0.05")
 
