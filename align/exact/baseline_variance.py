@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from itertools import product
 from math import factorial, prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.exact import Check, Exact, furthest, relative
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Row = dict[str, float | str]
+Row = dict[str, Any]  # a row of a table
 HAND = "closed form, derived in the module; RLOO: arXiv:2402.14740, section 2.3"
 SIZES = (2, 4, 8)
 POLICIES = ((0.5, 0.3, 0.2), (0.2, 0.2, 0.6))  # of each prompt, over three answers
@@ -44,7 +44,7 @@ def compute() -> Exact:
     checks = [*_scales(rows), *_variances(rows)]
     checks += [
         Check(f"{what}, one coin, where it is furthest off",
-              *furthest((float(coin[f"{what} by hand"]), float(coin[what])) for coin in coins), 1e-12, HAND)
+              *furthest((coin[f"{what} by hand"], coin[what]) for coin in coins), 1e-12, HAND)
         for what in ("mean", "variance", "variance without")
     ]  # fmt: skip
     return Exact(tuple(checks), {"two prompts": rows, "one coin": coins})
@@ -118,15 +118,15 @@ def _scales(rows: list[Row]) -> list[Check]:
         own = [row for row in rows if row["baseline"] == name]
         for ks in ([k] for k in SIZES) if name in ("group mean", "leave-one-out") else (list(SIZES),):
             expected = by_hand.get(name, lambda k: 1.0)
-            curve = furthest((expected(float(row["k"])), float(row["scale"])) for row in own if row["k"] in ks)
+            curve = furthest((expected(row["k"]), row["scale"]) for row in own if row["k"] in ks)
             at = "" if len(ks) > 1 else f", k = {ks[0]}"
             checks.append(Check(f"{name}{at}: share of the gradient that is left", *curve, 1e-12, HAND))
-    off = max(float(row["off direction"]) for row in rows)
+    off = max(row["off direction"] for row in rows)
     return [*checks, Check("any baseline: what points elsewhere than the gradient", 0, off, 1e-12, HAND)]
 
 
 def _variances(rows: list[Row]) -> list[Check]:
-    of = {(row["baseline"], row["k"], row["offset"]): float(row["variance"]) for row in rows}
+    of = {(row["baseline"], row["k"], row["offset"]): row["variance"] for row in rows}
     checks = [
         relative(f"variance: group mean over leave-one-out, k = {k}", ((k - 1) / k) ** 2,
                  of["group mean", k, 0.0] / of["leave-one-out", k, 0.0], 1e-9, HAND)

@@ -1,24 +1,25 @@
 """DAPO's four changes to GRPO, each as the number it moves (arXiv:2503.14476).
 
 dynamic sampling  A group of G answers with success probability p has equal rewards, and so no gradient, with chance
-                  z = p^G + (1-p)^G. Drawing again up to three times leaves z^3, at 1 + z + z^2 prompts drawn for each kept.
-clip-higher       With A > 0 the gradient ends where the ratio passes 1 + high: one rollout can take a token from p_old to
-                  (1 + high) p_old at most. 0.01 becomes 0.012 with 0.2, 0.0128 with 0.28; 0.9 is not bounded at all
+                  z = p^G + (1-p)^G. Three draws at most leave z^3, at 1 + z + z^2 prompts drawn for each kept.
+clip-higher       With A > 0 the gradient ends where the ratio passes 1 + high: one rollout can take a token from p to
+                  (1 + high) p at most. 0.01 becomes 0.012 with 0.2, 0.0128 with 0.28; 0.9 is not bounded at all
                   (1.08 > 1): the clip bounds exploration, not exploitation. Downwards it is 1 - low for both.
-token loss        One denominator for all tokens: an answer weighs as much as it is long. Of 20 and 80 tokens, the long one
-                  has 0.8 of the step; with GRPO's mean of means each has half.
-overlong ramp     The penalty grows linearly over the last share c of the limit L: at T tokens clip((T - (1-c)L) / cL, 0, 1).
+token loss        One denominator for all tokens: an answer weighs as much as it is long. Of 20 and 80 tokens, the long
+                  one has 0.8 of the step; with GRPO's mean of means each has half.
+overlong ramp     The penalty grows over the last share c of the limit L: at T tokens clip((T - (1-c)L) / cL, 0, 1).
 """
 
 from __future__ import annotations
 
 from math import comb
 from types import SimpleNamespace
+from typing import Any
 
 from align.exact import Check, Exact, furthest
 from align.exact.rollouts import algorithm, gradient, made, targets
 
-Row = dict[str, float | str]
+Row = dict[str, Any]  # a row of a table
 HAND = "closed form, derived in the module"
 PAPER = "arXiv:2503.14476"
 CHANCES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
@@ -38,12 +39,12 @@ def compute() -> Exact:
     ramp = _ramp()
     checks = [*_signal_checks(signals), *_clip_checks(clips)]
     checks += [
-        Check(f"{name}: share of the step of the 80-token answer beside one of 20", share, float(row["80 tokens"]), 1e-9,
+        Check(f"{name}: share of the step of the 80-token answer beside one of 20", share, row["80 tokens"], 1e-9,
               f"{PAPER}, section 3.3")
         for (name, share), row in zip((("grpo", 0.5), ("dapo", 0.8)), weights, strict=True)
     ]  # fmt: skip
     checks += [
-        Check(f"overlong penalty at {row['length']:g} of {LIMIT} tokens", expected, float(row["penalty"]), 1e-9,
+        Check(f"overlong penalty at {row['length']:g} of {LIMIT} tokens", expected, row["penalty"], 1e-9,
               f"{PAPER}, eq. 13")
         for expected, row in zip(PENALTIES, ramp, strict=True)
     ]  # fmt: skip
@@ -51,7 +52,7 @@ def compute() -> Exact:
 
 
 def _signals(G: int) -> list[Row]:
-    """Every group, by how many of its answers are right: does the estimator say that it is silent, and is it replaced?"""
+    """Every group, by how many of its answers are right: is it silent to the estimator, and replaced by the loop?"""
     algo = algorithm("dapo", f"algo.group_size={G}")
     groups = [made([1] * G, [1.0] * right + [0.0] * (G - right)) for right in range(G + 1)]
     silent = [targets(group, algo, LIMIT).stats["group/zero_signal"] for group in groups]
@@ -89,16 +90,16 @@ def _replaced(groups: list, G: int) -> tuple[list[float], list[float]]:
 
 
 def _signal_checks(rows: list[Row]) -> list[Check]:
-    z = {row["G"]: float(row["share"]) for row in rows if row["p"] == 0.1}
+    z = {row["G"]: row["share"] for row in rows if row["p"] == 0.1}
     checks = [
         Check(f"p = 0.1: groups of {G} without a signal", printed, z[G], 5e-4, HAND) for G, printed in PRINTED.items()
     ]
-    off = furthest((float(row["share by hand"]), float(row["share"])) for row in rows)
+    off = furthest((row["share by hand"], row["share"]) for row in rows)
     checks.append(Check("p^G + (1-p)^G, where it is furthest off", *off, 1e-12, HAND))
-    after = furthest((float(row["share by hand"]) ** 3, float(row["share after 3 draws"])) for row in rows)
+    after = furthest((row["share by hand"] ** 3, row["share after 3 draws"]) for row in rows)
     checks.append(Check("dynamic sampling: z^3 are left, where it is furthest off", *after, 1e-12, HAND))
-    by_hand = [(1 + z + z**2, row) for row in rows for z in [float(row["share by hand"])]]
-    drawn = furthest((expected, float(row["drawn for each kept"])) for expected, row in by_hand)
+    by_hand = [(1 + z + z**2, row) for row in rows for z in [row["share by hand"]]]
+    drawn = furthest((expected, row["drawn for each kept"]) for expected, row in by_hand)
     return [
         *checks,
         Check("dynamic sampling: 1 + z + z^2 prompts drawn, where it is furthest off", *drawn, 1e-12, HAND),
@@ -125,7 +126,7 @@ def _clip(name: str, sign: int) -> Row:
 
 
 def _clip_checks(rows: list[Row]) -> list[Check]:
-    of = {(row["algorithm"], row["advantage"]): float(row["ratio"]) for row in rows}
+    of = {(row["algorithm"], row["advantage"]): row["ratio"] for row in rows}
     at = f"{PAPER}, section 3.1: 0.2 and 0.28"
     return [
         Check("clip 0.2: a probability of 0.01 becomes at most", 0.012, 0.01 * of["ppo", 1], 1e-9, at),

@@ -2,17 +2,18 @@
 
 y = W x + s B A x, A [r, in], B [out, r], G = dL/d(whole weight). Then dL/dA = s B' G and dL/dB = s G A', so
 
-    default       B = 0   dL/dA = 0, dL/dB != 0; the start is the base; a step of plain descent at rate e moves the weight
-                          by s B1 A0 = -e s^2 G A0' A0: within the inputs that A0 happens to read
+    default       B = 0   dL/dA = 0, dL/dB != 0; the start is the base; a step of descent at rate e moves the weight by
+                          s B1 A0 = -e s^2 G A0' A0: within the inputs that A0 happens to read
     b_random      A = 0   the mirror: dL/dB = 0, and -e s^2 B0 B0' G: within the outputs that B0 happens to write
-                  Of entries with variance v and fourth moment 9/5 v^2, E (A'A)^2 = r v^2 (in + r - 1/5) I and E (BB')^2 =
-                  r v^2 (out + r - 1/5) I; v is 1/(3 in) and 1/(3 r), so at the same rate its first step is larger by
-                  in/r sqrt((out + r - 1/5) / (in + r - 1/5)): why Init[A] stands larger rates than Init[B]
+                          For variance v and fourth moment 9/5 v^2, E (A'A)^2 = r v^2 (in + r - 1/5) I and
+                          E (BB')^2 = r v^2 (out + r - 1/5) I; v is 1/(3 in) and 1/(3 r), so at the same rate its
+                          first step is larger by in/r sqrt((out + r - 1/5) / (in + r - 1/5)): why Init[A] stands
+                          larger rates than Init[B]
     zeros         both 0  both gradients 0, for ever: a saddle
     both_random           both move, but the start is W + s B0 A0: with entries uniform within 1/sqrt(fan-in) (variance
                           1/(3 fan-in)) each output is off by s sqrt(r / (3r) / (3 in)) |x| = s |x| / (3 sqrt(in)), rms
-    pissa         s B0 A0 = the r largest singular values of W, taken off the frozen part: the start is the base, and both
-                          move (arXiv:2404.02948)
+    pissa         s B0 A0 = the r largest singular values of W, taken off the frozen part: the start is the base,
+                          and both move (arXiv:2404.02948)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from align.schema import Model
 
-Row = dict[str, float | str]
+Row = dict[str, Any]  # a row of a table
 HAND = "closed form, derived in the module; arXiv:2106.09685, section 4.1, and 2406.08447"
 INITS = ("default", "b_random", "zeros", "both_random", "gaussian", "pissa", "olora")
 SAME_START = ("default", "b_random", "zeros", "gaussian")  # to the last bit; pissa and olora to rounding
@@ -42,7 +43,7 @@ def compute() -> Exact:
     checks = [*_zeros(models), *_starts(models), *_first_steps(layers), *_drawn_checks()]
     pissa = next(row for row in layers if row["init"] == "pissa")
     checks.append(Check("pissa: its adapter is the best approximation of the weight of its rank", 0,
-                        float(pissa["distance to the truncated SVD"]), 1e-4, "arXiv:2404.02948, eq. 2-4"))  # fmt: skip
+                        pissa["distance to the truncated SVD"], 1e-4, "arXiv:2404.02948, eq. 2-4"))  # fmt: skip
     return Exact(tuple(checks), {"tiny model": models, "one layer": layers})
 
 
@@ -126,7 +127,7 @@ def _zeros(models: list[Row]) -> list[Check]:
     silent = {"default": "A", "gaussian": "A", "b_random": "B", "zeros": "AB"}
     checks = []
     for row in models:
-        init = str(row["init"])
+        init = row["init"]
         for letter in "AB":
             is_zero = letter in silent.get(init, "")
             name = f"{init}: dL/d{letter} is {'zero' if is_zero else 'not zero'} at the start"
@@ -140,7 +141,7 @@ def _zeros(models: list[Row]) -> list[Check]:
 def _starts(models: list[Row]) -> list[Check]:
     checks = []
     for row in models:
-        init, shift = str(row["init"]), float(row["shift of the logits"])
+        init, shift = row["init"], row["shift of the logits"]
         if init == "both_random":
             checks.append(Check("both_random: the start is not the base", 1, float(shift > 1e-3), 0, HAND))
         else:
@@ -194,7 +195,8 @@ def _layer(init: str) -> Row:
     U, S, V = torch.linalg.svd(W, full_matrices=False)
     truncated = (U[:, :RANK] * S[:RANK]) @ V[:RANK]
     return {
-        "init": init, "|moved|": float(moved.norm()), "rank of the move": float(torch.linalg.matrix_rank(moved, rtol=1e-4)),
+        "init": init, "|moved|": float(moved.norm()),
+        "rank of the move": float(torch.linalg.matrix_rank(moved, rtol=1e-4)),
         "off by": float((moved - one_sided.get(init, by_hand)).norm() / moved.norm().clamp(min=1e-30)),
         "|start|": float(before.norm()), "distance to the truncated SVD": float((before - truncated).norm()),
     }  # fmt: skip
@@ -202,15 +204,13 @@ def _layer(init: str) -> Row:
 
 def _first_steps(layers: list[Row]) -> list[Check]:
     checks = [
-        Check(
-            f"{row['init']}: the first step moves the weight as derived, relative", 0, float(row["off by"]), 1e-4, HAND
-        )
+        Check(f"{row['init']}: the first step moves the weight as derived, relative", 0, row["off by"], 1e-4, HAND)
         for row in layers
     ]
     ranks = {"default": RANK, "b_random": RANK, "zeros": 0}
-    by_init = {str(row["init"]): row for row in layers}
+    by_init = {row["init"]: row for row in layers}
     return checks + [
-        Check(f"{init}: rank of the first step", rank, float(by_init[init]["rank of the move"]), 0, HAND)
+        Check(f"{init}: rank of the first step", rank, by_init[init]["rank of the move"], 0, HAND)
         for init, rank in ranks.items()
     ]
 

@@ -1,4 +1,4 @@
-"""Where an adapter starts: which of its two matrices is zero, whether the base is still the base, and what can learn."""
+"""Where an adapter starts: which of its two matrices is zero, whether it starts from the base, what can learn."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_equal_proxies_share_what_they_win():
 
 
 def test_over_every_sample_of_four_it_is_unbiased():
-    """Three answers with chances .5, .3, .2: the best of 2 is the top one with 1 - .8^2 = .36, the middle one with .39."""
+    """Chances .5, .3, .2: the best of 2 is the top one with 1 - .8^2 = .36, the middle one with .39."""
     chances, gold = tensor([0.5, 0.3, 0.2], dtype=torch.double), tensor([1.0, 5.0, -2.0], dtype=torch.double)
     total = 0.0
     for drawn in product(range(3), repeat=4):
