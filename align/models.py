@@ -43,7 +43,7 @@ class Policy:
     """What is trained, what it is compared with, and how it reads and ends text."""
 
     model: Any  # PeftModel, or the plain causal LM with lora=none
-    reference: nn.Module  # frozen causal LM the model at the start (both_random: the base); shares the base's storage
+    reference: nn.Module  # frozen causal LM equal to the model at the start; shares the base's storage under LoRA
     tokenizer: Any
     stop_ids: tuple[int, ...]
     fingerprint: str  # SHA-256 of the start weights
@@ -105,11 +105,10 @@ def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int)
         reference = _frozen(copy.deepcopy(base))
         return Policy(base, reference, tokenizer, stop_ids, fingerprint)
     reference = _frozen(twin(base))
-    mutating = cfg.lora.init in MUTATING_INITS
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = add_adapter(base, cfg.lora, TaskType.CAUSAL_LM)
-    if mutating:
+    if cfg.lora.init in (*MUTATING_INITS, "both_random"):  # the start is base and adapter together
         reference = _frozen(twin(model))
     return Policy(model, reference, tokenizer, stop_ids, fingerprint, started=cfg.start is not None)
 
