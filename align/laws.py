@@ -14,7 +14,7 @@ from reward_models.formula import parse
 if TYPE_CHECKING:
     from align.schema import Experiment, Lora
 
-LORA_INITS = ("default", "gaussian", "pissa", "olora")
+LORA_INITS = ("default", "gaussian", "b_random", "pissa", "olora", "zeros", "both_random")
 # Reward terms that need no import; "package.module:function" is any function of the user's.
 REWARD_TERMS = ("learned", "gold", "verifier", "length", "terminated")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -80,7 +80,7 @@ def _lora(e: Experiment, lora: Lora) -> None:
 
 def _lora_variants(e: Experiment, lora: Lora) -> None:
     need(
-        not (lora.dora and lora.init in ("pissa", "olora")),
+        not (lora.dora and lora.init not in ("default", "gaussian")),
         "model.lora.dora",
         lora.dora,
         f"does not combine with model.lora.init={lora.init}; turn one of them off",
@@ -97,6 +97,13 @@ def _lora_variants(e: Experiment, lora: Lora) -> None:
         lora.init,
         "rewrites the weights that a reward model shares with the policy; use default or gaussian, or a reward that "
         "is not learned",
+    )
+    need(
+        lora.init not in ("zeros", "both_random") or (e.algo.kind == "sft" and e.reward.learned is None),
+        "model.lora.init",
+        lora.init,
+        "is a control (zeros never learns, both_random does not start from the base) and goes with algo=sft and a "
+        "reward that is not learned, e.g. reward=gold; use default, gaussian or b_random",
     )
     need(
         not lora.dora or e.dtype == "float32",

@@ -1,4 +1,4 @@
-"""LoRA's linear layer as one step of autograd, in the dtype of the base.
+"""LoRA's linear layer as one step of autograd, in the dtype of the base; and starts that PEFT has no name for.
 
 PEFT's own casts the input to the adapter's float32 and keeps that copy for the backward pass, once for every layer that
 reads it (docs/performance.md). Here the products are in the base's dtype; weights, gradients
@@ -15,6 +15,11 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+
+# Name -> what is set to 0 after PEFT's layers have drawn A and B alike, uniform within 1 / sqrt(inputs of the matrix).
+# b_random mirrors the default (Init[B] of arXiv:2406.08447). The other two are controls, and only for SFT: `zeros` has
+# no gradient and never moves, `both_random` does not start from the base.
+STARTS: dict[str, tuple[str, ...]] = {"b_random": ("lora_A",), "zeros": ("lora_A", "lora_B"), "both_random": ()}
 
 
 class FusedLinear(Linear):
@@ -43,6 +48,14 @@ def use_fused(config: LoraConfig) -> LoraConfig:
     """PEFT builds FusedLinear for every nn.Linear that it adapts; nothing of it is saved with the adapter."""
     config._register_custom_module({nn.Linear: FusedLinear})
     return config
+
+
+def set_start(model: nn.Module, init: str) -> None:
+    """Zeros where the init wants them."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(f".{matrix}." in name for matrix in STARTS.get(init, ())):
+                parameter.zero_()
 
 
 class _Lora(torch.autograd.Function):

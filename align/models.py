@@ -33,6 +33,7 @@ transformers_logging.disable_progress_bar()
 
 # Inits that rewrite the base: the reference must keep the initial adapter, or KL at step 0 is not 0.
 MUTATING_INITS = ("pissa", "olora")
+PEFT_INITS = {"default": True, **dict.fromkeys(fused_lora.STARTS, False)}  # False: A and B both drawn
 # Granite, Cohere and Falcon-H1 multiply their logits outside the head, where align/forward.py would not see it.
 SCALED_LOGITS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
@@ -104,11 +105,10 @@ def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int)
         reference = _frozen(copy.deepcopy(base))
         return Policy(base, reference, tokenizer, stop_ids, fingerprint)
     reference = _frozen(twin(base))
-    mutating = cfg.lora.init in MUTATING_INITS
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = add_adapter(base, lora_config(cfg.lora, TaskType.CAUSAL_LM))
-    if mutating:
+        model = add_adapter(base, cfg.lora, TaskType.CAUSAL_LM)
+    if cfg.lora.init in (*MUTATING_INITS, "both_random"):  # the start is base and adapter together
         reference = _frozen(twin(model))
     return Policy(model, reference, tokenizer, stop_ids, fingerprint, started=cfg.start is not None)
 
@@ -150,25 +150,28 @@ def lora_config(lora: Lora, task: TaskType, **extra: Any) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
-        init_lora_weights=True if lora.init == "default" else lora.init,
+        init_lora_weights=PEFT_INITS.get(lora.init, lora.init),
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         **extra,
     )
 
 
-def add_adapter(model: Any, config: LoraConfig) -> Any:
+def add_adapter(model: Any, lora: Lora, task: TaskType, **extra: Any) -> Any:
     """get_peft_model without its advice to developers of PEFT and transformers. Raises ModelError.
 
     PEFT refuses a list of targets when none is found, and passes over those that are not found when some are.
     """
+    config = lora_config(lora, task, **extra)
     names = [f".{name}" for name, _ in model.named_modules()]
     for target in config.target_modules if config.target_modules != "all-linear" else ():
         if not any(name.endswith(f".{target}") for name in names):
             raise ModelError(f"model.lora.targets: the model has no module {target}; all-linear fits every model")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_peft_model(model, fused_lora.use_fused(config))
+        adapted = get_peft_model(model, fused_lora.use_fused(config))
+    fused_lora.set_start(adapted, lora.init)
+    return adapted
 
 
 def right_pad(rows: list[Any], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

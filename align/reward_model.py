@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from align.attention import can_pack
 from align.embedded import ModelError
-from align.models import add_adapter, lora_config, right_pad, twin
+from align.models import add_adapter, right_pad, twin
 from align.packing import last_hidden
 from align.schema import Model
 
@@ -88,7 +88,7 @@ def build_reward_model(cfg: Model, base: Any, tokenizer: Any, seed: int) -> Rewa
         model.score = FloatHead(model.score.in_features, 1, bias=False, device=base.device)
         nn.init.normal_(model.score.weight, std=head_std(model.score.in_features))
         model.requires_grad_(False)
-        peft = add_adapter(model, lora_config(cfg.lora, TaskType.SEQ_CLS, modules_to_save=["score"]))
+        peft = add_adapter(model, cfg.lora, TaskType.SEQ_CLS, modules_to_save=["score"])
     return RewardModel(peft, tokenizer)
 
 

@@ -25,6 +25,7 @@ LEVELS = [
     ["align.probe", "align.stages", "align.describe"],
     ["align.opened", "align.best_of_n", "align.tempered"],
     ["align.trainers"],
+    ["align.exact"],
     ["align.experiment"],
     ["align.run", "align.sweep"],
     ["align.bench"],

@@ -118,7 +118,7 @@ def test_a_loaded_reward_model_requires_no_grad(reward):
     assert storages(scorer.model, trainable=True) == set()
 
 
-@pytest.mark.parametrize("init", ["default", "gaussian", "pissa", "olora"])
+@pytest.mark.parametrize("init", ["default", "gaussian", "b_random", "pissa", "olora"])
 @pytest.mark.parametrize("algo", ["grpo", "dapo", "reinforce_pp", "dpo", "kto", "sft"])
 def test_training_moves_the_policy_and_nothing_else(algo, init):
     e = settings(*no_warmup(algo), f"model.lora.init={init}")
