@@ -7,20 +7,14 @@ reward (arXiv:2401.01879, theorem 1: an upper bound in general).
 
 from __future__ import annotations
 
-import math
-
 import torch
 
+from align.maths.best_of_n import kl_bound
 from align.probe import Measured, Probe
 from align.records import Completions
 from align.rollouts import joined, taken
 from align.sampling import sample
 from align.seeds import derive
-
-
-def kl_bound(n: int) -> float:
-    """log n - (n - 1) / n, nats per sequence."""
-    return math.log(n) - (n - 1) / n
 
 
 class BestOfN:
