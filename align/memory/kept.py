@@ -56,9 +56,9 @@ def predicted(shape: Dimensions, how: Training) -> float:
 
 
 def head(shape: Dimensions, number: int) -> float:
-    """Bytes that the LM head works with at once: logits of CHUNK positions as float32, their softmax, and either a
-    product of the two or a copy in the base's dtype."""
-    return CHUNK * shape.vocab * (2 * WIDE + WIDE)
+    """Bytes that the LM head works with at once: for each logit of CHUNK positions four float32 (logits, softmax, their
+    product), and what a product in 16 bits takes for itself (measured: 15 and 23 bytes a logit, docs/memory.md)."""
+    return CHUNK * shape.vocab * (4 * WIDE if number == WIDE else 23)
 
 
 def backward(shape: Dimensions, how: Training) -> float:
@@ -117,3 +117,9 @@ def _gelu(shape: Dimensions, how: Training) -> float:
     """transformers' own: gate, activated gate, up, and down's input."""
     kept = how.number * 3 * shape.intermediate
     return kept + _inputs(shape, how, ("gate_proj", "up_proj")) + _inputs(shape, how, ("down_proj",))
+
+
+def unpacked(shape: Dimensions, how: Training) -> float:
+    """Bytes of each token on top where rows are padded: PyTorch's attention keeps its output, keys and values repeated
+    for each query head, and a log-sum-exp."""
+    return shape.layers * (how.number * (shape.queries + 2 * (shape.queries - shape.keys)) + WIDE * shape.heads)
