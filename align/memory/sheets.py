@@ -18,7 +18,8 @@ class Sheet:
     notes: tuple[str, ...] = ()
 
     def print(self, console: Console) -> None:
-        table = Table(title=escape(self.title), title_justify="left", title_style="bold")
+        console.print(self.title, style="bold", markup=False, soft_wrap=True)
+        table = Table()
         for i, name in enumerate(self.columns):
             numbers = all(_is_number(row[i]) for row in self.rows)
             table.add_column(escape(name), justify="right" if numbers else "left", no_wrap=numbers)
