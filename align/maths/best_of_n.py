@@ -15,7 +15,7 @@ def kl_bound(n: int) -> float:
 def weights(n: int, samples: int) -> list[float]:
     """Probability that the i-th lowest of `samples` rewards is the highest of n drawn from them without replacement.
 
-        w_i = C(i - 1, n - 1) / C(N, n),   i = 1..N
+    w_i = C(i - 1, n - 1) / C(N, n),   i = 1..N
     """
     assert 1 <= n <= samples, (n, samples)
     return [math.comb(i, n - 1) / math.comb(samples, n) for i in range(samples)]

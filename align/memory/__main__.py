@@ -17,11 +17,11 @@ HELP = """\
 usage: python -m align.memory [model=NAME] [key=value]...
        python -m align.memory calc=NAME [key=value]...
 
-Without calc=, what this project would hold on each device at its peak: weights, adapters, gradients, optimizer, the copy
-it samples from, caches, activations; and, for comparison, the same experiment as full fine-tuning.
+Without calc=, what this project would hold on each device at its peak: weights, adapters, gradients, optimizer, the
+copy it samples from, caches, activations; and, for comparison, the same experiment as full fine-tuning.
 
-  model=NAME            smollm2-135m (default), smollm2-360m, qwen0.5b, qwen1.5b, qwen3-0.6b, gemma3-270m, tiny; dimensions
-                        only: qwen7b, qwen72b, llama2-7b, llama3.1-70b; or a folder with a config.json
+  model=NAME            smollm2-135m (default), smollm2-360m, qwen0.5b, qwen1.5b, qwen3-0.6b, gemma3-270m, tiny;
+                        dimensions only: qwen7b, qwen72b, llama2-7b, llama3.1-70b; or a folder with a config.json
   algo=NAME             a file of conf/algo: sft, reward, dpo, grpo, ppo ...
   gpus=N                0 (default): one process on a CPU
   zero=0|1|2|3          what is split over the GPUs: nothing, optimizer, and gradients, and weights
@@ -29,7 +29,7 @@ it samples from, caches, activations; and, for comparison, the same experiment a
   completion_tokens=N   length of completions; default: sampling.max_new_tokens, the most there can be
   gb=N                  memory of a device: says whether it fits
   dtype=auto            bfloat16 (auto) or float32
-  any key of align.run  model.lora.rank=64, model.lora=none, algo.micro_batch_tokens=2048, sampling.rows=16, probe=full ...
+  any key of align.run  model.lora.rank=64, model.lora=none, algo.micro_batch_tokens=2048, sampling.rows=16 ...
 
 Calculators, each with its keys (lists are comma-separated):
 

@@ -52,7 +52,7 @@ def lora(model: str = "smollm2-135m", rank: int = 16, targets: tuple[str, ...] =
     )
     says = f"The adapter has {100 * R / P:.2f} % of the model's parameters: r (in + out) for each adapted layer."
     return Sheet(f"LoRA of rank {rank} on {', '.join(targets)}, {model}", ("what", "parameters", "GB of states"), rows,
-                 (says, "2 bytes for each frozen parameter, 16 for each trained one; here adapters take 16 too: float32 "
+                 (says, "2 bytes for each frozen parameter, 16 for each trained one; adapters here too: float32 "
                         "weights, gradients and moments."))  # fmt: skip
 
 
@@ -72,7 +72,8 @@ def kv(
                      costs.most_sequences(gb_gpu * 1e9, weights, token, length)))  # fmt: skip
     return Sheet(f"Keys and values of {batch} x {length} tokens, {model}, {dtype}",
                  ("heads of keys and values", "number", "bytes a token", "GB", f"sequences in {gb_gpu:g} GB"),
-                 tuple(rows), (f"2 x layers x heads x head size x bytes. The weights take {gb(weights)} GB of the GPU.",))  # fmt: skip
+                 tuple(rows),
+                 (f"2 x layers x heads x head size x bytes. The weights take {gb(weights)} GB.",))  # fmt: skip
 
 
 def activations(model: str = "smollm2-135m", batch: int = 8, length: int = 512, rank: int = 16) -> Sheet:
@@ -101,7 +102,7 @@ def flops(model: str | None = None, params: float | None = None, tokens: float =
     rows = tuple((what, f"{times} P", f"{times * P:.3g}", f"{times * P * tokens:.3g}")
                  for what, times in costs.OPERATIONS.items())  # fmt: skip
     return Sheet(f"Operations, {name}", ("what", "a token", "a token", f"{tokens:,.0f} tokens"), rows,
-                 ("Products with weights only; attention adds 4 x layers x width for each position that a query sees.",))  # fmt: skip
+                 ("Attention adds 4 x layers x width for each position that a query sees.",))  # fmt: skip
 
 
 def grpo_signal(p: Numbers = (0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 0.95), group: tuple[int, ...] = (4, 8, 16, 64)) -> Sheet:
@@ -112,7 +113,7 @@ def grpo_signal(p: Numbers = (0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 0.95), group: tupl
     rows = tuple((f"{value:g}", *(f"{100 * odds.silent_groups(value, size):.1f} %" for size in group)) for value in p)
     return Sheet("Groups without a signal: all answers right, or all wrong",
                  ("success rate", *(f"G = {size}" for size in group)), rows,
-                 ("p^G + (1 - p)^G: their group-normalised advantages are 0 (DAPO's dynamic sampling replaces them).",))  # fmt: skip
+                 ("p^G + (1 - p)^G: their advantages are 0 (DAPO's dynamic sampling replaces them).",))  # fmt: skip
 
 
 def gae(
@@ -124,21 +125,21 @@ def gae(
     for tokens in length:
         positive(tokens, "length")
     rows = tuple((f"{value:g}", *(f"{odds.credit(gamma, value, tokens):.3g}" for tokens in length)) for value in lam)
-    return Sheet(f"Weight of the last token's reward in the first token's advantage, gamma = {gamma:g}",
+    return Sheet(f"Weight of the last reward in the first token's advantage, gamma = {gamma:g}",
                  ("lambda", *(f"T = {tokens}" for tokens in length)), rows,
-                 ("(gamma lambda)^(T - 1) (arXiv:1506.02438): what is left must come through the critic.",))  # fmt: skip
+                 ("(gamma lambda)^(T - 1) (arXiv:1506.02438): the rest must come through the critic.",))  # fmt: skip
 
 
 def bon(n: tuple[int, ...] = (1, 2, 4, 16, 64, 1000), scores: Numbers = ()) -> Sheet:
     for value in n:
         positive(value, "n")
-        need(not scores or value <= len(scores), "n", value, f"there are {len(scores)} scores; n may be as many at most")
+        need(not scores or value <= len(scores), "n", value, f"there are {len(scores)} scores; n can be no more")
     rows = [(value, f"{kl_bound(value):.3f}") for value in n]
     notes = ["KL = log n - (n - 1) / n nats a sequence, an upper bound (arXiv:2401.01879)."]
     if not scores:
         return Sheet("Best of n", ("n", "KL"), tuple(rows), tuple(notes))
     found = tuple((*row, f"{expected_best(scores, row[0]):.4g}") for row in rows)
-    notes.append("Expected gold: sum of C(i - 1, n - 1) / C(N, n) gold_i, gold in the order of the proxy, lowest first. "
+    notes.append("Expected gold: sum of C(i - 1, n - 1) / C(N, n) gold_i, gold in the proxy's order, lowest first. "
                  "Noisy above n = N / 4.")  # fmt: skip
     return Sheet(f"Best of n, from {len(scores)} samples", ("n", "KL", "gold"), found, tuple(notes))
 
@@ -160,7 +161,7 @@ def power(
     columns = ("prompts", "samples of each", "standard error", f"least to claim ({odds.RULE} SE)", "found in 80 %")
     return Sheet(f"Difference of two arms' means, SD {sd:g} of one answer",
                  columns if effect is None else (*columns, f"finds {effect:g}"), tuple(rows),
-                 ("SE = sd sqrt(2 / (prompts x samples)), answers independent; two-sided z test at 5 %. Lengths here have "
+                 ("SE = sd sqrt(2 / (prompts x samples)), answers independent; two-sided z test at 5 %. Lengths have "
                   "SD 19 to 25 tokens within a prompt, gold in its own SD has 1.",))  # fmt: skip
 
 

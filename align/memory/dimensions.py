@@ -1,4 +1,4 @@
-"""A model as its dimensions: how many parameters, where adapters go, what a cached token takes. No weights, no torch."""
+"""A model as its dimensions: how many parameters, where adapters go, what a cached token takes. No torch."""
 
 from __future__ import annotations
 

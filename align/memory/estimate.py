@@ -1,6 +1,6 @@
-"""What an experiment of this project holds at its peak, on each device: its config and the model's dimensions, no model.
+"""What an experiment of this project holds at its peak, on each device, from its config and the model's dimensions.
 
-    peak = what is held throughout + the largest of sampling, scoring and a training pass
+peak = what is held throughout + the largest of sampling, scoring and a training pass
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from align.memory.load import Load, load_of
 from align.memory.place import Place
 from align.schema import Experiment
 
-# Resident memory of a process that has imported all and holds model=tiny (docs/memory.md): interpreter and libraries.
-LIBRARIES = {"on_policy": 0.52e9, "trl": 0.67e9}
+# Resident memory of a process that runs model=tiny (docs/memory.md): interpreter and libraries, and what products in
+# bfloat16 keep on a CPU for every shape that they have seen, most of them of decoding.
+ON_POLICY, TRL = 0.50e9, 0.62e9
+KERNELS, FEWER_KERNELS = 0.6e9, 0.1e9
 SCORED = 2048  # tokens of a forward pass without gradient, as align.probe.TOKENS
 UNSHARED = "whole on each device"
 
@@ -88,8 +90,12 @@ def full_copies(e: Experiment, shape: Dimensions, place: Place) -> float:
 def _process(e: Experiment, place: Place) -> list[Part]:
     if place.gpus:
         return []
-    size = LIBRARIES["on_policy" if e.algo.kind in ("on_policy", "best_of_n", "tempered") else "trl"]
-    return [Part("process", size, "interpreter and libraries, measured")]
+    decodes = e.algo.kind in ("on_policy", "best_of_n", "tempered")
+    kernels = 0 if place.number == WIDE else KERNELS if decodes else FEWER_KERNELS
+    return [
+        Part("process", ON_POLICY if decodes else TRL, "interpreter and libraries, measured"),
+        Part("kernels", kernels, "of bfloat16 products, for each shape seen: grows with a run, measured"),
+    ]
 
 
 def _adapters(e: Experiment, shape: Dimensions, how: Training, place: Place) -> list[Part]:
@@ -141,8 +147,8 @@ def _sampling(shape: Dimensions, place: Place, load: Load) -> Part:
     cache = shape.cache(place.number if place.gpus else WIDE)
     size = cache * (load.rows * load.completion + load.rows / load.siblings * load.prompt)
     logits = load.rows * shape.vocab * (place.number + WIDE)
-    return Part("sampling", size + logits,
-                f"{load.rows} completions of {load.completion} tokens: caches, {cache:,} B a token; logits")  # fmt: skip
+    says = f"{load.rows} completions of {load.completion} tokens: logits; caches, {cache:,} B a token"
+    return Part("sampling", size + logits, says)
 
 
 def _scoring(shape: Dimensions, how: Training, load: Load) -> Part:

@@ -1,7 +1,7 @@
 """What this project keeps of a token between forward and backward, counted step of autograd by step of autograd.
 
-Packed rows, LoRA layers, RMSNorm and SwiGLU that keep their inputs, attention that keeps no scores, an LM head that keeps
-no logits (docs/performance.md). tests/memory counts the tensors that a pass really saves.
+Packed rows, LoRA layers, RMSNorm and SwiGLU that keep their inputs, attention that keeps no scores, an LM head that
+keeps no logits (docs/performance.md). tests/memory counts the tensors that a pass really saves.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _head_norms(shape: Dimensions, how: Training) -> float:
 
 
 def _inputs(shape: Dimensions, how: Training, readers: Sequence[str]) -> float:
-    """Of layers that read the same input: it, once, and x A of each that has an adapter. A frozen layer keeps neither."""
+    """Of layers that read the same input: it, once, and x A of each with an adapter. A frozen layer keeps neither."""
     if how.full:
         return how.number * next(linear.inputs for linear in shape.linears if linear.name == readers[0])
     adapted = [linear for linear in shape.adapted(how.targets) if linear.name in readers]

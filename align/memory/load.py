@@ -33,7 +33,9 @@ def load_of(e: Experiment, place: Place) -> Load:
     prompt, completion = place.prompt, place.completion or e.sampling.max_new_tokens
     rows, siblings = _rows(e, place)
     tokens, predicted, together = TOKENS[e.algo.kind](e, prompt, completion, place.ranks)
-    seen = (prompt + completion) ** 2 if together == 1 else max(prompt**2, together * completion * (prompt + completion))
+    seen = (prompt + completion) ** 2
+    if together > 1:
+        seen = max(prompt**2, together * completion * (prompt + completion))
     whole = e.algo.kind == "preference" and e.algo.loss == "orpo"
     return Load(prompt, completion, rows, siblings, tokens, predicted, seen, whole)
 

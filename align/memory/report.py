@@ -17,15 +17,18 @@ from align.schema import Experiment
 def sheet(e: Experiment, shape: Dimensions, place: Place) -> Sheet:
     """Raises ConfigError for a model whose training is not counted."""
     if shape.model_type not in kept.PACKED:
-        raise ConfigError(f"model={shape.name}: models of type {shape.model_type} are padded in training, which is not "
-                          f"counted; the estimate knows {', '.join(kept.PACKED)}, calc= serves every model")  # fmt: skip
+        raise ConfigError(
+            f"model={shape.name}: models of type {shape.model_type} are padded in training, which is not counted; the "
+            f"estimate knows {', '.join(kept.PACKED)}, calc= serves every model"
+        )
     found = estimate(e, shape, place)
     rows = [(part.name, gb(part.size), part.says) for part in found.held]
     rows += [(f"{'+' if part is found.largest else 'or'} {part.name}", gb(part.size), part.says)
              for part in found.phases]  # fmt: skip
     rows.append(("peak", gb(found.peak), _verdict(found, place)))
     where = f"each of {place.gpus} GPUs, ZeRO-{place.zero}" if place.gpus > 1 else "one GPU" if place.gpus else "a CPU"
-    title = f"{e.algo.name}, {shape.name} ({shape.parameters:,} parameters), {'LoRA' if e.model.lora else 'all weights'}"
+    how = "LoRA" if e.model.lora else "all weights"
+    title = f"{e.algo.name}, {shape.name} ({shape.parameters:,} parameters), {how}"
     return Sheet(f"{title}, on {where}", ("part", "GB", "what"), tuple(rows), tuple(_notes(e, shape, place)))
 
 
@@ -52,12 +55,12 @@ def _notes(e: Experiment, shape: Dimensions, place: Place) -> list[str]:
     if found.trained:
         names = ", ".join(found.trained) + " trained" + (f"; {', '.join(found.frozen)} frozen" if found.frozen else "")
         notes.append(f"Full fine-tuning in mixed precision, every model whole ({names}): "
-                     f"{gb(full_copies(e, shape, place))} GB of states on each device (calc=copies, calc=zero).")  # fmt: skip
+                     f"{gb(full_copies(e, shape, place))} GB on each device (calc=copies, calc=zero).")  # fmt: skip
     return notes
 
 
 def _loading(e: Experiment, shape: Dimensions, place: Place) -> float:
     """The embedded model's file is float32, as de-quantised; the hub's are 16 bits."""
     file = 4 if e.model.path in ("embedded", "tiny") and e.model.name == shape.name else 2
-    process = next((part.size for part in estimate(e, shape, place).held if part.name == "process"), 0.0)
+    process = next(part.size for part in estimate(e, shape, place).held if part.name == "process")
     return process + shape.parameters * (place.number + file)

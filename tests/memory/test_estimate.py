@@ -30,7 +30,7 @@ def test_ppo_has_one_base_and_three_adapters_of_which_two_are_trained():
 
 
 def test_a_head_critic_adds_nothing_of_the_models_size():
-    assert parts("algo=ppo", "algo.critic.kind=head", "algo.critic.coef=0.1", "algo.critic.init=zero")["gradients"] == R * 4
+    assert parts("algo=ppo", "algo.critic.kind=head", "algo.critic.coef=0.1")["gradients"] == R * 4
 
 
 def test_dpo_has_one_adapter():
@@ -66,8 +66,13 @@ def test_the_sampling_copy_is_the_linear_layers_and_on_a_cpu_the_head_in_another
     assert "sampling copy" not in parts("algo=reward")
 
 
+def test_a_gpu_has_no_libraries_and_float32_no_kernels():
+    assert not {"process", "kernels"} & parts("gpus=1").keys()
+    assert "kernels" in parts() and "kernels" not in parts("dtype=float32")
+
+
 def test_caches_are_of_all_completions_and_of_their_prompts_once():
-    """32 completions of 10 tokens, 4 prompts of 5, 46,080 bytes a token in float32; logits of 32 rows in 2 + 4 bytes."""
+    """32 completions of 10 tokens, 4 prompts of 5, 46,080 bytes a token in float32; 32 rows of logits, 2 + 4 bytes."""
     overrides = ("sampling.max_new_tokens=10", "prompt_tokens=5", "probe.prompts=4")
     assert parts(*overrides)["sampling"] == 46_080 * (32 * 10 + 4 * 5) + 32 * 49152 * 6
     assert parts(*overrides, "gpus=1")["sampling"] == 23_040 * (32 * 10 + 4 * 5) + 32 * 49152 * 6

@@ -80,8 +80,8 @@ def test_a_pass_keeps_what_is_counted(monkeypatch, family, number, targets):
 
 
 def test_smollm2_keeps_421_kb_of_a_token():
-    """By hand: 2 bytes x (4 x 576 norms and their outputs + 2 x 576 + 2 x 192 q, attention's output, k, v + 2 x 1536 gate,
-    up + 7 x 16 x A) + 2 x 4 for 1 / rms = 14,056 bytes a block; 30 blocks."""
+    """By hand: 2 bytes x (4 x 576 norms and their outputs + 2 x 576 + 2 x 192 q, attention's output, k, v + 2 x 1536
+    gate, up + 7 x 16 x A) + 2 x 4 for 1 / rms = 14,056 bytes a block; 30 blocks."""
     from align.memory.dimensions import load
 
     assert kept.block(load("smollm2-135m"), Training(2, 16)) == 14_056

@@ -36,7 +36,8 @@ def test_stage_3_sends_half_as_much_again():
 
 
 @pytest.mark.parametrize(("name", "each", "seven", "half"), [
-    ("sft", 16, 112, 7.9), ("simpo", 16, 112, 7.9), ("orpo", 16, 112, 7.9), ("dpo", 18, 126, 8.9), ("kto", 18, 126, 8.9),
+    ("sft", 16, 112, 7.9), ("simpo", 16, 112, 7.9), ("orpo", 16, 112, 7.9),
+    ("dpo", 18, 126, 8.9), ("kto", 18, 126, 8.9),
     ("grpo", 20, 140, 9.9), ("rloo", 20, 140, 9.9), ("ppo", 36, 252, 17.8),
 ])  # fmt: skip
 def test_copies_of_full_fine_tuning(name, each, seven, half):
@@ -92,7 +93,7 @@ def test_sequences_that_fit_beside_the_weights():
 
 
 def test_activations_by_hand():
-    """GPT-3's dimensions, s = 2048 and b = 1: 34 + 5 a s / h = 34 + 5 x 96 x 2048 / 12288 = 114 bytes for each of s h L."""
+    """GPT-3's dimensions, s = 2048: 34 + 5 a s / h = 34 + 5 x 96 x 2048 / 12288 = 114 bytes for each of s b h L."""
     gpt3 = load("opt-13b").__class__(**{**vars(load("opt-13b")), "hidden": 12288, "heads": 96, "layers": 96})
     assert costs.activations(gpt3, 1, 2048, flash=False) == 2048 * 12288 * 96 * 114
     assert costs.activations(gpt3, 1, 2048, flash=True) == 2048 * 12288 * 96 * 34
@@ -107,7 +108,9 @@ def test_logits_dominate_small_models(name, batch, length, expected):
 
 
 def test_lora_takes_two_thirds_of_the_operations_of_full_training():
-    assert costs.OPERATIONS["training, LoRA"] / costs.OPERATIONS["training, all weights"] == pytest.approx(0.67, abs=0.01)
+    assert costs.OPERATIONS["training, LoRA"] / costs.OPERATIONS["training, all weights"] == pytest.approx(
+        0.67, abs=0.01
+    )
     assert costs.OPERATIONS["forward, or a token generated"] == 2
 
 
