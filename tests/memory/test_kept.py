@@ -16,7 +16,7 @@ from align import fused
 from align.attention import FAMILIES
 from align.forward import CHUNK, Batch, Scorer
 from align.memory import kept
-from align.memory.dimensions import Dimensions, of_config
+from align.memory.dimensions import Dimensions, load, of_config
 from align.memory.kept import Training
 from align.models import add_adapter, lora_config
 from align.schema import Lora
@@ -82,8 +82,6 @@ def test_a_pass_keeps_what_is_counted(monkeypatch, family, number, targets):
 def test_smollm2_keeps_421_kb_of_a_token():
     """By hand: 2 bytes x (4 x 576 norms and their outputs + 2 x 576 + 2 x 192 q, attention's output, k, v + 2 x 1536
     gate, up + 7 x 16 x A) + 2 x 4 for 1 / rms = 14,056 bytes a block; 30 blocks."""
-    from align.memory.dimensions import load
-
     assert kept.block(load("smollm2-135m"), Training(2, 16)) == 14_056
     assert kept.token(load("smollm2-135m"), Training(2, 16)) == 30 * 14_056 + 2 * 64 * 2
 
@@ -91,3 +89,12 @@ def test_smollm2_keeps_421_kb_of_a_token():
 def test_the_constants_are_those_of_the_code():
     assert kept.PACKED == FAMILIES
     assert kept.CHUNK == CHUNK
+
+
+def test_what_is_worked_with_by_hand():
+    """SmolLM2-135M: 64 positions x 49,152 logits; five rows of the MLP and two of the residual; 9 heads' scores."""
+    shape = load("smollm2-135m")
+    assert kept.head(shape, 4) == 64 * 49_152 * 16
+    assert kept.backward(shape, Training(2, 16)) == 2 * (5 * 1536 + 2 * 576)
+    assert kept.scores(shape, 2) == 9 * (4 + 4 + 2)
+    assert kept.scores(shape, 4) == 9 * 5 * 4
