@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # calculators (align/memory) answer without torch
+    from torch import Tensor
 
 
 def kl_bound(n: int) -> float:
-    """log n - (n - 1) / n, nats per sequence: the most that the best of n is from what it was chosen from."""
+    """log n - (n - 1) / n, nats per sequence: the most that the best of n differs from one sample, and what it differs
+    when no two answers are the same or have the same reward (arXiv:2401.01879, theorem 1)."""
     return math.log(n) - (n - 1) / n
+
+
+def weights(n: int, samples: int) -> list[float]:
+    """Probability that the i-th lowest of `samples` rewards is the highest of n drawn from them without replacement.
+
+    w_i = C(i - 1, n - 1) / C(N, n),   i = 1..N
+    """
+    assert 1 <= n <= samples, (n, samples)
+    return [math.comb(i, n - 1) / math.comb(samples, n) for i in range(samples)]
 
 
 def expected_best(proxy: Tensor, gold: Tensor, n: int) -> Tensor:
     """Unbiased estimate, from N samples of each prompt, of the gold of the best of n by the proxy (arXiv:2112.09332).
 
-        E_n = sum_i C(i - 1, n - 1) / C(N, n) gold_(i),   (i) in ascending order of the proxy, i = 1..N
+        E_n = sum_i w_i gold_(i),   (i) in ascending order of the proxy, w as in `weights`
 
     The mean over all subsets of n of the gold of their best; where proxies are equal, one of them is taken by chance.
     n <= N / 4 keeps the variance down: n = N is a single pick. proxy, gold [..., N] -> [...] float64
     """
+    import torch
+
     N = proxy.shape[-1]
-    assert proxy.shape == gold.shape and 1 <= n <= N, (proxy.shape, gold.shape, n)
+    assert proxy.shape == gold.shape, (proxy.shape, gold.shape)
     ascending, order = proxy.double().sort(-1)
     below = torch.searchsorted(ascending, ascending, side="left")
     upto = torch.searchsorted(ascending, ascending, side="right")
-    i = torch.arange(N, 0, -1, dtype=torch.double, device=proxy.device)
-    shares = torch.cat([i[:1] / i[:1], ((i - n) / i).clamp(min=0).cumprod(0)]).flip(0)  # C(i, n) / C(N, n), i = 0..N
-    weights = (shares[upto] - shares[below]) / (upto - below)  # C(i, n) - C(i - 1, n) = C(i - 1, n - 1), over equals
-    return (weights * gold.double().gather(-1, order)).sum(-1)
+    sums = torch.tensor([0.0, *weights(n, N)], dtype=torch.double, device=proxy.device).cumsum(0)
+    shares = (sums[upto] - sums[below]) / (upto - below)  # over equals
+    return (shares * gold.double().gather(-1, order)).sum(-1)

@@ -28,7 +28,7 @@ LEVELS = [
     ["align.exact"],
     ["align.experiment"],
     ["align.run", "align.sweep"],
-    ["align.bench"],
+    ["align.bench", "align.memory"],
 ]  # fmt: skip
 FILES = [*sorted((ROOT / "align").rglob("*.py")), *sorted((ROOT / "reward_models").rglob("*.py"))]
 
