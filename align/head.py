@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-WIDE = 4  # 64 rows reach half of the CPU's rate in a product with the head, 256 nearly all (docs/performance.md)
+# Bytes of a logit beside those of all other chunks of a product with the head: on a CPU 64 rows reach half of the rate,
+# 256 nearly all of it (docs/performance.md)
+WIDE = 8
 
 
 class TokenLogprobs(torch.autograd.Function):
@@ -22,7 +24,7 @@ class TokenLogprobs(torch.autograd.Function):
     and the backward pass is a multiplication: two products with the head instead of the three of recomputing logits.
 
     hidden [N, H], head [V, H], targets [N] -> logprobs [N], entropies [N] float32; entropies carry no gradient
-    chunk: positions whose logits are held in float32; WIDE times as many are multiplied with the head at once
+    chunk: positions whose logits are held in float32; several times as many are multiplied with the head at once
     """
 
     @staticmethod
@@ -35,8 +37,9 @@ class TokenLogprobs(torch.autograd.Function):
         )
         entropies = torch.empty_like(logprobs)
         slopes = torch.empty_like(hidden) if wanted else None
-        for start in range(0, len(hidden), WIDE * chunk):
-            wide = slice(start, start + WIDE * chunk)
+        together = chunk * max(WIDE // hidden.element_size(), 1)
+        for start in range(0, len(hidden), together):
+            wide = slice(start, start + together)
             logits = linear(hidden[wide], weight)
             parts = zip(*(x[wide].split(chunk) for x in (logprobs, entropies, targets)), strict=True)
             for raw, (logprob, entropy, y) in zip(logits.split(chunk), parts, strict=True):

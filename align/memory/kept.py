@@ -56,9 +56,9 @@ def predicted(shape: Dimensions, how: Training) -> float:
 
 
 def head(shape: Dimensions, number: int) -> float:
-    """Bytes that the LM head works with at once: for each logit of CHUNK positions four float32 (logits, softmax, their
-    product), and what a product in 16 bits takes for itself (measured: 15 and 23 bytes a logit, docs/memory.md)."""
-    return CHUNK * shape.vocab * (4 * WIDE if number == WIDE else 23)
+    """Bytes that the LM head works with at once, for each logit of CHUNK positions: itself and its softmax as float32,
+    those of the other chunks of a product, and what that product takes for itself (measured, docs/memory.md)."""
+    return CHUNK * shape.vocab * (46 if number == WIDE else 23)
 
 
 def backward(shape: Dimensions, how: Training) -> float:
