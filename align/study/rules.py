@@ -169,7 +169,7 @@ def peak(levels: Mapping[float, Values], margin: float) -> Verdict:
 
 
 def bent(levels: Mapping[float, Values]) -> float:
-    """AICc of y = a x + b x^2 with its top inside the levels, less that of the best monotone fit; inf without such a top.
+    """AICc of y = a x + b x^2 with its top inside the levels, less the best monotone fit's; inf without such a top.
 
         AICc = n ln(RSS / n) + 2 k + 2 k (k + 1) / (n - k - 1),   y: means of seed and level, seeds' means taken away
 
@@ -233,14 +233,19 @@ def _seed_means(values: Observed) -> dict[str, float]:
     }
 
 
+def by_seed(a: Observed, b: Observed) -> dict[str, float]:
+    """Each common seed's difference of means, for a figure."""
+    left, right = _seed_means(a), _seed_means(b)
+    return {seed: left[seed] - right[seed] for seed in left if seed in right}
+
+
 def _only(values: Values, prompts: set[str]) -> Values:
     return {seed: {key: value for key, value in row.items() if key in prompts} for seed, row in values.items()}
 
 
 def _agree(a: Observed, b: Observed) -> int:
     """Seeds of the sign that most have, of those in both; a difference of 0 has none."""
-    left, right = _seed_means(a), _seed_means(b)
-    differences = [left[seed] - right[seed] for seed in left if seed in right]
+    differences = by_seed(a, b).values()
     return max(sum(d > 0 for d in differences), sum(d < 0 for d in differences))
 
 
