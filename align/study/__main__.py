@@ -113,7 +113,7 @@ def _trained(study: Study, options: Options, out: Path) -> int:
         print(f"error: {many} failed, so there is no verdict; the same command tries them again", file=sys.stderr)
         return engine.worst(failed)
     paths = [path for task in tasks if (path := engine.finished(task))]
-    found = verdict.examine(study, verdict.read_arms(study, tasks, paths))
+    found = verdict.examine(study, verdict.read_arms(tasks, paths))
     text = record.of_trained(chosen, found)
     if not _same(out, text):
         _write_trained(out, chosen, found, text)

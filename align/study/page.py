@@ -46,7 +46,7 @@ RULES = {
 }
 TOLD = ("length/mean", "length/truncated", "reward/gold", "kl/exact", "policy/entropy", "text/distinct2", "text/rep3")
 UNITS = {
-    None: "",
+    "absolute": "",
     "base_mean": " of the mean at step 0",
     "base_within_prompt_sd": " standard deviations within a prompt",
 }
@@ -160,7 +160,7 @@ def _template() -> Any:
         lstrip_blocks=True,
     )  # fmt: skip
     css = Markup((REPORT / "page.css").read_text("utf-8") + (HERE / "study.css").read_text("utf-8"))
-    environment.globals |= {"style": style, "css": css, "signs": SIGNS, "units": UNITS, "asked": asked}
+    environment.globals |= {"style": style, "css": css, "signs": SIGNS, "units": UNITS}
     environment.globals |= {"missing": MISSING}
     environment.filters |= {"cell": _cell, "judged": _judged, "columns": _columns}
     return environment.get_template("study.html.j2")

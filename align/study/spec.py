@@ -21,7 +21,8 @@
 
 A contrast has metric (a key of the probe), rule (align/study/rules.py), margin, and what the rule needs: effect: high,
 low, direction; equivalence: high, low; dose: levels {arm: number}, direction; peak: levels. `low: start` is step 0 of
-the arm `high`. `of` is the margin's unit: base_mean (a share of the step-0 mean), base_within_prompt_sd, or left out.
+the arm `high`. `of` is the margin's unit: base_mean (a share of the step-0 mean), base_within_prompt_sd, or absolute,
+which it is when left out.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ NEEDS = {
     "peak": ("levels",),
 }
 LEVELS = {"dose": 4, "peak": 3}
-UNITS = (None, "base_mean", "base_within_prompt_sd")
+UNITS = ("absolute", "base_mean", "base_within_prompt_sd")
 PROSE = ("name", "question", "claim", "literature", "not_shown", "kind")
 DECIDES = ("base", "tiers", "arms", "seeds", "primary", "gates")
 OPTIONAL = ("controls", "mitigations", "cure", "secondary")
@@ -61,7 +62,7 @@ class Contrast:
     metric: str
     rule: str
     margin: float
-    of: str | None
+    of: str
     direction: int | None
     high: str | None
     low: str | None
@@ -86,7 +87,7 @@ class Contrast:
 class Cost:
     metric: str
     margin: float
-    of: str | None
+    of: str
 
 
 @dataclass(frozen=True)
@@ -235,11 +236,11 @@ def _cure(raw: Any, primary: Contrast) -> Cure:
     return Cure(raw["arm"], removes, Cost(str(raw["cost"]["metric"]), *_margin(raw["cost"], "cure.cost")))
 
 
-def _margin(raw: Mapping[str, Any], where: str) -> tuple[float, str | None]:
+def _margin(raw: Mapping[str, Any], where: str) -> tuple[float, str]:
     margin = _number(raw["margin"], f"{where}.margin")
     need(margin > 0, f"{where}.margin", margin, "must be above 0: what would be too small to matter?")
-    one_of(raw.get("of"), UNITS, f"{where}.of")
-    return margin, raw.get("of")
+    one_of(raw.get("of", "absolute"), UNITS, f"{where}.of")
+    return margin, raw.get("of", "absolute")
 
 
 def _gate(limits: Any, key: str) -> tuple[float, float]:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from align.refusals import ConfigError
 from align.report import metrics
-from align.report.arms import NOT_THE_EXPERIMENT, Arm, flatten, load
+from align.report.arms import NOT_THE_EXPERIMENT, Arm, SeedRun, flatten, load
 from align.report.metrics import Metric, prompt_values, sample_value, seed_values
 from align.report.stats import at_step
 from align.study import rules
@@ -91,11 +90,16 @@ def examine(study: Study, arms: Arms) -> Found:
     )  # fmt: skip
 
 
-def read_arms(study: Study, tasks: Sequence[Task], paths: Sequence[Path]) -> Arms:
-    """The study's arms from finished runs. Their looks in figures: trained arms count up, baselines down."""
-    by_arm: dict[str, list[Any]] = {}
+def read_arms(tasks: Sequence[Task], paths: Sequence[Path]) -> Arms:
+    """The study's arms from finished runs."""
+    by_arm: dict[str, list[SeedRun]] = {}
     for task, run in zip(tasks, load(paths), strict=True):
         by_arm.setdefault(task.arm, []).append(run)
+    return assemble(by_arm)
+
+
+def assemble(by_arm: Mapping[str, Sequence[SeedRun]]) -> Arms:
+    """Arms as the study names them. Their looks in figures: trained arms count up from 0, baselines down from -1."""
     made: dict[str, Arm] = {}
     for name, runs in by_arm.items():
         config = {k: v for k, v in flatten(runs[0].record.config).items() if k not in NOT_THE_EXPERIMENT}
@@ -140,9 +144,9 @@ def observed(arm: Arm, metric: Metric, step: int | None = None) -> Observed:
     return prompt_values(arm, at, metric) or seed_values(arm, at, metric)
 
 
-def unit(of: str | None, metric: Metric, arm: Arm) -> float:
+def unit(of: str, metric: Metric, arm: Arm) -> float:
     """What a margin is a multiple of: 1, the mean of step 0, or the standard deviation within a prompt there."""
-    if of is None:
+    if of == "absolute":
         return 1.0
     if of == "base_mean":
         start = at_step(arm, 0, metric.key)
