@@ -49,9 +49,10 @@ def source(study: Study) -> str:
 
 def unchanged(study: Study, written: Path) -> bool:
     """Whether verdict.json is of this study as declared and computed now: nothing has to be computed again."""
+    computed = source(study)
     try:
         kept = json.loads(written.read_text("utf-8"))
-        return kept["declared"] == study.declared and kept["source"] == source(study)
+        return kept["declared"] == study.declared and kept["source"] == computed
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

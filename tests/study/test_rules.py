@@ -182,6 +182,12 @@ def test_a_parabola_beats_what_is_monotone_and_a_line_has_no_top():
     assert rules.bent(curve({x: x / (x + 0.3) for x in PARABOLA})) > 0
 
 
+def test_a_top_that_no_fit_bears_out_is_no_peak(monkeypatch):
+    monkeypatch.setattr(rules, "bent", lambda levels: -3.9)
+    found = rules.peak(curve(PARABOLA), margin=0.2)
+    assert found.outcome == INCONCLUSIVE and found.reason.endswith("-3.9 AICc, must be <= -4")
+
+
 # --- V-EXACT ---
 
 
