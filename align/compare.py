@@ -59,7 +59,7 @@ def compare(paths: Sequence[Path], out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         found = examine(*grouping.group(grouping.load(paths)))
         drawn = [(figure, figures.save(figure, out)) for figure in _figures(found)]
-        _remove_stale(out, {figure.name for figure, _ in drawn})
+        remove_stale(out, {figure.name for figure, _ in drawn})
         runs.write_text(out / "summary.csv", tables.to_csv(found.summaries, found.kl))
         runs.write_text(out / "pairwise.csv", pairs.to_csv(found.pairs))
         runs.write_text(out / "matched.csv", levels.to_csv(found.matched))
@@ -86,7 +86,7 @@ def _figures(found: Findings) -> list[Figure]:
     return gallery.figures(found.arms, found.kl, diagnostics.marks(found.fired))
 
 
-def _remove_stale(out: Path, drawn: set[str]) -> None:
+def remove_stale(out: Path, drawn: set[str]) -> None:
     """A figure of an earlier comparison that this one lacks must not lie beside the new page."""
     for name in set(gallery.NAMES) - drawn:
         for suffix in (".svg", ".png"):

@@ -140,23 +140,42 @@ def run_child(arguments: Sequence[str], words: Path, log: Path | None) -> int:
     The child has a process group of its own: Ctrl-C on a terminal would reach it twice, and the second breaks off the
     saving that the first began. A second one of the user's is meant so.
     """
+    with ending_signals_interrupt():
+        child = start_child(arguments, words, log)
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            interrupt([child])
+            raise
+    return exit_code(child)
+
+
+def start_child(arguments: Sequence[str], words: Path, log: Path | None) -> subprocess.Popen[bytes]:
     environment = {**os.environ, LAST_WORDS: str(words.absolute())}
-    with log.open("wb") if log else nullcontext() as out, ending_signals_interrupt():
-        child = subprocess.Popen(
+    with log.open("wb") if log else nullcontext() as out:
+        return subprocess.Popen(
             arguments, stdout=out, stderr=subprocess.STDOUT if log else None, env=environment, process_group=0
         )
-        try:
-            code = child.wait()
-        except KeyboardInterrupt:
-            # behind `&` in a script SIGINT is ignored, by the child too: its last checkpoint counts
-            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
-            try:
-                child.wait()
-            except KeyboardInterrupt:
-                child.kill()
-                child.wait()
-            raise
+
+
+def interrupt(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Pass an interrupt of the user's on and wait for what the children save; a second one ends them."""
+    # behind `&` in a script SIGINT is ignored, by the children too: their last checkpoint counts
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    for child in children:
+        child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
+    try:
+        for child in children:
+            child.wait()
+    except KeyboardInterrupt:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def exit_code(child: subprocess.Popen[bytes]) -> int:
+    """Of a child that has ended: 128 + n when signal n ended it."""
+    code = child.returncode
     return 128 - code if code < 0 else code
 
 

@@ -33,10 +33,10 @@ def render(found: Findings, drawn: Sequence[tuple[Figure, str]], files: bool) ->
     """
     css, script = (Markup((HERE / name).read_text("utf-8")) for name in ("page.css", "page.js"))
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, finalize=_finalize, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(HERE), autoescape=True, finalize=finalize, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals |= {"style": _style}
+    environment.globals |= {"style": style}
     environment.filters["breakable"] = _breakable
     arms, shown = found.arms, browser(found.arms)
     sections = {"summary", "runs", "diagnostics", *(figure.name for figure, _ in drawn)}
@@ -131,7 +131,7 @@ def _run(run: SeedRun, label: str, style: int | None) -> dict[str, Any]:
     return row | {"step": MISSING if run.last is None else run.last, "path": str(run.record.path)} | short | words
 
 
-def _style(number: int) -> dict[str, str]:
+def style(number: int) -> dict[str, str]:
     """How an arm looks beside its name: the figures' colour and marker."""
     look = figures.look(number)
     return {"colour": THEMED.get(look.colour, look.colour), "glyph": look.glyph}
@@ -139,9 +139,9 @@ def _style(number: int) -> dict[str, str]:
 
 def _breakable(text: str) -> Markup:
     """Escaped, with places where a long name may break: after a comma, dot, equals sign, underscore or slash."""
-    escaped = str(escape(_finalize(text)))
+    escaped = str(escape(finalize(text)))
     return Markup(re.sub(r"([,.=_/])(?=[^\s\d])", r"\1<wbr>", escaped))
 
 
-def _finalize(value: Any) -> Any:
+def finalize(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -28,7 +28,7 @@ LEVELS = [
     ["align.exact"],
     ["align.experiment"],
     ["align.run", "align.sweep"],
-    ["align.bench", "align.memory"],
+    ["align.bench", "align.memory", "align.study"],
 ]  # fmt: skip
 FILES = [*sorted((ROOT / "align").rglob("*.py")), *sorted((ROOT / "reward_models").rglob("*.py"))]
 
@@ -84,7 +84,7 @@ def test_maths_imports_torch_only():
 
 
 def test_comparing_and_watching_runs_does_not_import_torch():
-    code = "import sys, align.compare, align.runs, align.watch; print('torch' in sys.modules)"
+    code = "import sys, align.compare, align.runs, align.watch, align.study.__main__; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stdout + done.stderr
 

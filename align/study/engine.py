@@ -1,0 +1,197 @@
+"""From a declared study to its runs: which there are, which are finished, and how the others come to be.
+
+An arm and a seed are one experiment of `align.run`; where its run lies follows from its config (align/places.py), so a
+study that is started again, in another folder or by another study that shares an arm, finds what is finished.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from align.config import check, config_hash, plain
+from align.jobs import INTERRUPTED, ending_signals_interrupt, exit_code, interrupt, start_child
+from align.locks import held
+from align.places import place
+from align.refusals import ConfigError, need, one_of
+from align.run import CONF
+from align.schema import Experiment
+from align.study.spec import Study
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a study is to be carried out."""
+
+    study: Study
+    tier: str
+    seeds: tuple[int, ...]
+    extra: tuple[str, ...]  # overrides from the command line: with them the study is not the declared one
+    runs_root: Path
+
+    @property
+    def as_declared(self) -> bool:
+        return not self.extra and self.seeds == (self.study.seeds or {}).get(self.tier)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a study."""
+
+    arm: str
+    seed: int
+    overrides: tuple[str, ...]
+    experiment: Experiment
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Failed:
+    task: Task
+    code: int
+    what: str
+
+
+def plan(study: Study, tier: str, seeds: tuple[int, ...] | None, extra: Sequence[str], runs_root: Path) -> Plan:
+    tiers = study.seeds or {}
+    one_of(tier, tuple(tiers), "tier")
+    return Plan(study, tier, seeds or tiers[tier], tuple(extra), runs_root)
+
+
+def expand(chosen: Plan) -> list[Task]:
+    """Every run of a study, checked. Raises ConfigError naming the arm before anything is run."""
+    study, made = chosen.study, []
+    assert study.overrides is not None and study.tiers is not None
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for arm, own in study.overrides.items():
+            overrides = merged(study.base, study.tiers[chosen.tier], own, chosen.extra)
+            made += [
+                Task(arm, seed, overrides, experiment) for seed, experiment in _experiments(arm, overrides, chosen)
+            ]
+    _refuse_same(made)
+    units = [
+        *(c.of for c in (study.primary, *(study.secondary or {}).values()) if c),
+        study.cure and study.cure.cost.of,
+    ]
+    if "base_within_prompt_sd" in units:
+        few = next((task for task in made if task.experiment.probe.samples < 2), None)
+        need(few is None, "probe.samples", 1, "a margin in base_within_prompt_sd needs 2 answers or more to a prompt")
+    return made
+
+
+def merged(*lists: Sequence[str]) -> tuple[str, ...]:
+    """KEY=VALUE of all lists; of one key the last."""
+    return tuple({item.partition("=")[0]: item for items in lists for item in items}.values())
+
+
+def _experiments(arm: str, overrides: Sequence[str], chosen: Plan) -> Iterator[tuple[int, Experiment]]:
+    try:
+        cfg = compose("run", overrides=list(overrides))
+        for seed in chosen.seeds:
+            cfg.seed, cfg.runs_root, cfg.resume = seed, str(chosen.runs_root), True
+            yield seed, check(cfg)
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"arm {arm}: {str(error).strip()}") from None
+
+
+def _refuse_same(tasks: Sequence[Task]) -> None:
+    """Two arms of one experiment would be compared with themselves."""
+    seen: dict[str, Task] = {}
+    for task in tasks:
+        other = seen.setdefault(config_hash(plain(task.experiment)), task)
+        if other is not task:
+            raise ConfigError(f"arms {other.arm} and {task.arm}: both are the same experiment; their overrides must "
+                              "differ")  # fmt: skip
+
+
+def finished(task: Task) -> Path | None:
+    """Its run directory, if the run is finished, its page included. Raises RunError where the folder is damaged."""
+    where = place(task.experiment)
+    return where.path if where.finished and (where.path / "report.html").is_file() else None
+
+
+def command(task: Task) -> list[str]:
+    root = task.experiment.runs_root.replace("\\", "\\\\").replace("'", "\\'")
+    own = [f"seed={task.seed}", f"runs_root='{root}'", "resume=true"]
+    return [sys.executable, "-m", "align.run", *task.overrides, *own]
+
+
+def carry_out(tasks: Sequence[Task], at_once: int, folder: Path) -> list[Failed]:
+    """Run what is not finished, `at_once` processes at a time; what failed comes back, and never stops the others.
+
+    An interrupt is passed on to the runs, waited for and raised again. With several at once each has a log in `folder`,
+    as they would write over each other on one terminal.
+    """
+    waiting = [(number, task) for number, task in enumerate(tasks) if finished(task) is None]
+    print(f"{len(tasks)} runs, {len(tasks) - len(waiting)} finished already", flush=True)
+    total, failed = len(waiting), []
+    running: dict[int, tuple[Task, subprocess.Popen[bytes]]] = {}
+    with ending_signals_interrupt(), _interrupting(running):
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                number, task = waiting.pop(0)
+                print(f"== run {total - len(waiting)} of {total}: {task.name}", flush=True)
+                _wait_for_others(task)
+                running[number] = task, _start(task, number, folder, at_once > 1)
+            time.sleep(POLL_SECONDS)
+            for number in [n for n, (_, child) in running.items() if child.poll() is not None]:
+                task, child = running.pop(number)
+                failed += _ended(task, child, folder / f"{number}.words")
+    return failed
+
+
+@contextmanager
+def _interrupting(running: dict[int, tuple[Task, subprocess.Popen[bytes]]]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:  # also an error of our own: no child may go on unseen
+        interrupt([child for _, child in running.values()])
+        raise
+
+
+def _start(task: Task, number: int, folder: Path, logged: bool) -> subprocess.Popen[bytes]:
+    folder.mkdir(parents=True, exist_ok=True)
+    words = folder / f"{number}.words"
+    words.unlink(missing_ok=True)
+    return start_child(command(task), words, folder / f"{task.arm}-{task.seed}.log" if logged else None)
+
+
+def _wait_for_others(task: Task) -> None:
+    """A study that was killed may have left a run behind that still goes on; another may share the arm."""
+    path, said = place(task.experiment).path, False
+    while path.is_dir() and held(path):
+        if not said:
+            print(f"another process is working in {path}: waiting for it", flush=True)
+        said = True
+        time.sleep(POLL_SECONDS)
+
+
+def _ended(task: Task, child: subprocess.Popen[bytes], words: Path) -> list[Failed]:
+    code = exit_code(child)
+    said = words.read_text("utf-8", errors="replace").strip() if words.is_file() else ""
+    words.unlink(missing_ok=True)
+    if code == 0 and finished(task) is not None:
+        return []
+    what = (said.splitlines() or [f"ended by signal {code - 128}" if code > 128 else f"exit code {code}"])[0]
+    print(f"== {task.name} failed ({code}): {what}", file=sys.stderr, flush=True)
+    return [Failed(task, code or 2, what)]
+
+
+def worst(failed: Sequence[Failed]) -> int:
+    """The exit code of a study with runs that failed."""
+    codes = {1 if one.code == 1 else INTERRUPTED if one.code == INTERRUPTED else 2 for one in failed}
+    return 2 if 2 in codes else max(codes, default=0)

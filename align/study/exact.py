@@ -1,0 +1,73 @@
+"""Exact studies: closed forms beside what the product's own functions compute, in seconds and without a run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.refusals import ConfigError
+from align.study import rules
+from align.study.record import as_csv, as_json
+from align.study.rules import Verdict
+from align.study.spec import Study
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What an exact study gave: the bytes of verdict.json, and tables for the page and as CSV."""
+
+    verdict: Verdict
+    text: str
+    checks: Sequence[Mapping[str, Any]]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    def csvs(self) -> dict[str, str]:
+        return {f"{name}.csv": as_csv(rows) for name, rows in {"checks": self.checks, **self.tables}.items()}
+
+
+def source(study: Study) -> str:
+    """Hash of the study, its module and the functions that it is about. Equal hash, equal verdict.json."""
+    assert study.module is not None
+    try:
+        found = importlib.util.find_spec(study.module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or found.origin is None:
+        raise ConfigError(f"module={study.module}: there is no such module")
+    files = [Path(found.origin), *sorted((PACKAGE / "maths").glob("*.py")), *sorted((PACKAGE / "study").glob("*.py"))]
+    return hashlib.sha256(b"".join([repr(study).encode(), *(file.read_bytes() for file in files)])).hexdigest()
+
+
+def unchanged(study: Study, written: Path) -> bool:
+    """Whether verdict.json is of this study as declared and computed now: nothing has to be computed again."""
+    computed = source(study)
+    try:
+        kept = json.loads(written.read_text("utf-8"))
+        return kept["declared"] == study.declared and kept["source"] == computed
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def compute(study: Study) -> Computed:
+    """Imports the study's module, and with it torch. Raises ConfigError when it has no compute()."""
+    module = importlib.import_module(str(study.module))
+    if not hasattr(module, "compute"):
+        raise ConfigError(f"module={study.module}: it has no function compute()")
+    result = module.compute()
+    verdict = rules.exact(result.checks)
+    checks = [
+        {"name": one.name, "expected": one.expected, "found": one.found, "tolerance": one.tolerance,
+         "holds": math.isfinite(one.found) and abs(one.found - one.expected) <= one.tolerance, "source": one.source}
+        for one in result.checks
+    ]  # fmt: skip
+    text = as_json(study, verdict, {"source": source(study), "checks": checks})
+    return Computed(verdict, text, checks, result.tables)

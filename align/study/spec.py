@@ -1,0 +1,281 @@
+"""conf/study/NAME.yaml -> Study, checked: a key too many, a key too few or an arm that is not there is refused by name.
+
+    name: dpo_length
+    question: {en: "...", zh: "..."}     as interviewers ask it
+    claim: one sentence that the verdict confirms or reverses
+    literature: what others found, with its source
+    not_shown: what the study does not show
+    kind: trained | exact
+    module: align.exact.NAME             of an exact study: has `compute()`; nothing of the below
+
+    base: [KEY=VALUE, ...]               overrides of every run of align.run; one of a later list replaces the earlier
+    tiers: {cpu: [...], gpu: [...]}      then these
+    arms: {NAME: [...], ...}             then these
+    seeds: [0, 1, 2]                     or {cpu: [...], gpu: [...]}
+    primary: {metric, rule, margin, ...} what decides; keys below
+    gates: {KEY: [low, high]}            of every arm's last probe, mean over seeds; outside: INVALID
+    controls: {NAME: [...]}              optional: negative controls, each in the place of the arm that should differ
+    mitigations: {NAME: [...]}           optional: shown beside the arm that they cure
+    cure: {arm, removes, cost: {metric, margin, of}}   with mitigations: when one works
+    secondary: {NAME: {as primary}}      optional: further contrasts, corrected by Holm
+
+A contrast has metric (a key of the probe), rule (align/study/rules.py), margin, and what the rule needs: effect: high,
+low, direction; equivalence: high, low; dose: levels {arm: number}, direction; peak: levels. `low: start` is step 0 of
+the arm `high`. `of` is the margin's unit: base_mean (a share of the step-0 mean), base_within_prompt_sd, or absolute,
+which it is when left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.refusals import ConfigError, need, one_of, refuse_unknown
+from align.run import CONF
+
+STUDIES = CONF / "study"
+START = "start"
+NEEDS = {
+    "effect": ("high", "low", "direction"),
+    "equivalence": ("high", "low"),
+    "dose": ("levels", "direction"),
+    "peak": ("levels",),
+}
+LEVELS = {"dose": 4, "peak": 3}
+UNITS = ("absolute", "base_mean", "base_within_prompt_sd")
+PROSE = ("name", "question", "claim", "literature", "not_shown", "kind")
+DECIDES = ("base", "tiers", "arms", "seeds", "primary", "gates")
+OPTIONAL = ("controls", "mitigations", "cure", "secondary")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What is compared, by which rule. What its rule does not need is None."""
+
+    metric: str
+    rule: str
+    margin: float
+    of: str
+    direction: int | None
+    high: str | None
+    low: str | None
+    levels: Mapping[str, float]  # arm -> its level
+
+    @property
+    def arms(self) -> list[str]:
+        return [name for name in (self.high, self.low, *self.levels) if name not in (None, START)]  # type: ignore[misc]
+
+    @property
+    def treated(self) -> str:
+        """The arm that should differ: of levels, the last."""
+        return self.high or max(self.levels, key=lambda arm: self.levels[arm])
+
+    @property
+    def base(self) -> str:
+        """What it is compared with; its step 0 gives margins their unit."""
+        return self.low or min(self.levels, key=lambda arm: self.levels[arm])
+
+
+@dataclass(frozen=True)
+class Cost:
+    metric: str
+    margin: float
+    of: str
+
+
+@dataclass(frozen=True)
+class Cure:
+    """A mitigation works when it removes this share of the arm's effect and costs less than the margin."""
+
+    arm: str
+    removes: float
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Study:
+    """A declared study. Of an exact one `module` alone is set; of a trained one all else is."""
+
+    name: str
+    question: Mapping[str, str]  # language -> as it is asked
+    claim: str
+    literature: str
+    not_shown: str
+    kind: str
+    declared: str  # sha256 of all that decides the verdict
+    module: str | None = None
+    base: tuple[str, ...] = ()
+    tiers: Mapping[str, tuple[str, ...]] | None = None
+    roles: Mapping[str, str] | None = None  # arm -> arm | control | mitigation, in the order of the page
+    overrides: Mapping[str, tuple[str, ...]] | None = None  # arm -> its own overrides
+    seeds: Mapping[str, tuple[int, ...]] | None = None  # tier -> its seeds
+    primary: Contrast | None = None
+    secondary: Mapping[str, Contrast] | None = None
+    gates: Mapping[str, tuple[float, float]] | None = None
+    cure: Cure | None = None
+
+    def of_role(self, role: str) -> list[str]:
+        return [name for name, its in (self.roles or {}).items() if its == role]
+
+
+def files() -> list[Path]:
+    return sorted(STUDIES.glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """A study of conf/study, or a file of one's own. Raises ConfigError."""
+    if name.endswith((".yaml", ".yml")):
+        need(Path(name).expanduser().is_file(), "study", name, "there is no such file")
+        return Path(name).expanduser()
+    one_of(name, [file.stem for file in files()], "study")
+    return STUDIES / f"{name}.yaml"
+
+
+def load(path: Path) -> Study:
+    """Raises ConfigError naming file, key and fix."""
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+        if not isinstance(raw, dict):
+            raise ConfigError("it holds no mapping of keys")
+        return parse(raw)
+    except (ConfigError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"study {path}: {error}") from None
+
+
+def parse(raw: Mapping[str, Any]) -> Study:
+    one_of(raw.get("kind"), ("trained", "exact"), "kind")
+    exact = raw["kind"] == "exact"
+    _keys(raw, [*PROSE, *(("module",) if exact else DECIDES)], () if exact else OPTIONAL, "")
+    need(isinstance(raw["name"], str) and re.fullmatch(r"[a-z0-9_]+", raw["name"]) is not None, "name", raw["name"],
+         "must be of small letters, digits and _: a folder is called so")  # fmt: skip
+    _keys(_mapping(raw["question"], "question"), ["en", "zh"], (), "question")
+    prose = {key: str(raw[key]).strip() for key in PROSE if key != "question"}
+    question = {language: str(text).strip() for language, text in raw["question"].items()}
+    if exact:
+        return Study(**prose, question=question, declared=_digest(raw, ("module",)), module=str(raw["module"]))
+    return _trained(raw, prose | {"question": question, "declared": _digest(raw, (*DECIDES, *OPTIONAL))})
+
+
+def _trained(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
+    roles, own_of = {}, {}
+    for key, role in (("arms", "arm"), ("controls", "control"), ("mitigations", "mitigation")):
+        for name, own in _mapping(raw.get(key, {}), key).items():
+            need(isinstance(name, str) and re.fullmatch(r"[a-z0-9_]+", name) is not None and name != START, key, name,
+                 f"an arm's name is of small letters, digits and _, and not {START}")  # fmt: skip
+            need(name not in roles, key, name, "two arms have this name; rename one")
+            roles[name], own_of[name] = role, overrides(own, f"{key}.{name}")
+    arms = [name for name, role in roles.items() if role == "arm"]
+    need(("cure" in raw) == bool(raw.get("mitigations")), "cure", raw.get("cure"),
+         "declares when a mitigation works: give it exactly where there are mitigations")  # fmt: skip
+    tiers = {name: overrides(own, f"tiers.{name}") for name, own in _mapping(raw["tiers"], "tiers").items()}
+    need(bool(tiers), "tiers", raw["tiers"], "must have one at least, e.g. cpu")
+    secondary = _mapping(raw.get("secondary", {}), "secondary")
+    primary = _contrast(raw["primary"], arms, "primary")
+    return Study(
+        **head,
+        base=overrides(raw["base"], "base"),
+        tiers=tiers,
+        roles=roles,
+        overrides=own_of,
+        seeds=_seeds(raw["seeds"], list(tiers)),
+        primary=primary,
+        secondary={str(name): _contrast(own, arms, f"secondary.{name}") for name, own in secondary.items()},
+        gates={str(key): _gate(limits, key) for key, limits in _mapping(raw["gates"], "gates").items()},
+        cure=_cure(raw["cure"], primary) if "cure" in raw else None,
+    )
+
+
+def _seeds(raw: Any, tiers: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """One list for every tier, or each tier's own."""
+    if isinstance(raw, dict):
+        _keys(raw, tiers, (), "seeds")
+    found = raw if isinstance(raw, dict) else dict.fromkeys(tiers, raw)
+    return {tier: seed_list(found[tier]) for tier in tiers}
+
+
+def seed_list(raw: Any) -> tuple[int, ...]:
+    whole = isinstance(raw, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in raw)
+    need(whole and len({*raw}) == len(raw) > 0, "seeds", raw, "must be a list of different whole numbers")
+    return tuple(raw)
+
+
+def _contrast(raw: Any, arms: Sequence[str], where: str) -> Contrast:
+    rule = _mapping(raw, where).get("rule")
+    one_of(rule, tuple(NEEDS), f"{where}.rule")
+    _keys(raw, ["metric", "rule", "margin", *NEEDS[rule]], ("of",), where)
+    levels = _mapping(raw.get("levels", {}), f"{where}.levels")
+    for level in levels.values():
+        _number(level, f"{where}.levels")
+    need(len({*levels.values()}) >= LEVELS.get(rule, 0), f"{where}.levels", levels,
+         f"rule={rule} needs {LEVELS.get(rule)} different levels or more")  # fmt: skip
+    direction = raw.get("direction")
+    need("direction" not in NEEDS[rule] or direction in (1, -1), f"{where}.direction", direction, "must be 1 or -1")
+    high, low = raw.get("high"), raw.get("low")
+    for key, name in (("high", high), ("low", low), *(("levels", name) for name in levels)):
+        if name is not None and not (key == "low" and name == START):
+            one_of(name, arms, f"{where}.{key}")
+    need(high is None or high != low, f"{where}.low", low, "is the arm `high` itself")
+    margin, of = _margin(raw, where)
+    return Contrast(str(raw["metric"]), rule, margin, of, direction, high, low, levels)
+
+
+def _cure(raw: Any, primary: Contrast) -> Cure:
+    _keys(_mapping(raw, "cure"), ["arm", "removes", "cost"], (), "cure")
+    ends = [name for name in (primary.treated, primary.base) if name != START]
+    one_of(raw["arm"], ends, "cure.arm")  # the effect is between these two
+    removes = _number(raw["removes"], "cure.removes")
+    need(0 < removes <= 1, "cure.removes", removes, "is a share of the effect: above 0, at most 1")
+    _keys(_mapping(raw["cost"], "cure.cost"), ["metric", "margin"], ("of",), "cure.cost")
+    return Cure(raw["arm"], removes, Cost(str(raw["cost"]["metric"]), *_margin(raw["cost"], "cure.cost")))
+
+
+def _margin(raw: Mapping[str, Any], where: str) -> tuple[float, str]:
+    margin = _number(raw["margin"], f"{where}.margin")
+    need(margin > 0, f"{where}.margin", margin, "must be above 0: what would be too small to matter?")
+    one_of(raw.get("of", "absolute"), UNITS, f"{where}.of")
+    return margin, raw.get("of", "absolute")
+
+
+def _gate(limits: Any, key: str) -> tuple[float, float]:
+    need(isinstance(limits, list) and len(limits) == 2, f"gates.{key}", limits, "must be [lowest, highest]")
+    low, high = (_number(limit, f"gates.{key}") for limit in limits)
+    need(low < high, f"gates.{key}", limits, "the first must be below the second")
+    return low, high
+
+
+def overrides(raw: Any, where: str) -> tuple[str, ...]:
+    need(isinstance(raw, list) and all(isinstance(item, str) and "=" in item for item in raw), where, raw,
+         "must be a list of KEY=VALUE")  # fmt: skip
+    for item in raw:
+        key = item.partition("=")[0]
+        need(key not in ("seed", "run_dir", "runs_root", "resume"), f"{where}.{key}", item, "is the study's to choose")
+    return tuple(raw)
+
+
+def _mapping(raw: Any, where: str) -> Mapping[str, Any]:
+    need(isinstance(raw, dict), where, raw, "must be a mapping of keys")
+    return raw
+
+
+def _number(raw: Any, where: str) -> float:
+    need(isinstance(raw, int | float) and not isinstance(raw, bool), where, raw, "must be a number")
+    return float(raw)
+
+
+def _keys(raw: Mapping[str, Any], required: Sequence[str], optional: Sequence[str], where: str) -> None:
+    refuse_unknown(raw, [*required, *optional], where)
+    for key in required:
+        if raw.get(key) is None:
+            raise ConfigError(f"{where}.{key} is missing".removeprefix("."))
+
+
+def _digest(raw: Mapping[str, Any], keys: Sequence[str]) -> str:
+    declared = {key: raw[key] for key in keys if key in raw}
+    return hashlib.sha256(json.dumps(declared, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

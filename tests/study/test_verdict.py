@@ -1,0 +1,154 @@
+"""Verdicts of made-up runs whose differences are known: 20 tokens longer, margin a tenth of 40, and so on."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from align.refusals import ConfigError
+from align.study import page, record
+from align.study.engine import Plan
+from align.study.rules import CONFIRMED, EQUIVALENT, INVALID, REVERSED
+from align.study.verdict import KNOWN, examine, unit
+from tests.study.fakes import ENDS, TRAINED, arms_of, study_of
+
+
+def found_of(root, ends=ENDS, **changes):
+    study = study_of(**changes)
+    return examine(study, arms_of(root, study, ends))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return found_of(tmp_path_factory.mktemp("runs"))
+
+
+def test_twenty_tokens_more_are_confirmed_against_a_tenth_of_the_start(found):
+    assert found.verdict.outcome == CONFIRMED and not found.verdict.provisional
+    assert found.verdict.effect == pytest.approx(19.95) and found.verdict.margin == pytest.approx(4.0)
+    assert (found.verdict.seeds, found.verdict.agree) == (5, 5)
+    assert found.primary.by_seed == pytest.approx({"0": 19.75, "1": 20.0, "2": 20.25, "3": 19.75, "4": 20.0})
+
+
+def test_the_control_shows_no_effect(found):
+    (control,) = found.controls
+    assert control.verdict.outcome == EQUIVALENT and (control.high, control.low) == ("placebo", "plain")
+
+
+def test_a_mitigation_works_when_it_removes_enough_and_costs_little(found):
+    cured, costly = found.cured
+    assert cured.works is True and cured.removed == pytest.approx(17.9 / 19.95)
+    assert cured.removal.verdict.outcome == CONFIRMED and cured.cost.verdict.outcome == EQUIVALENT
+    assert costly.works is False and costly.removed == pytest.approx(18.9 / 19.95)
+    assert costly.cost.verdict.outcome == REVERSED  # gold falls by 2, allowed is 0.5
+
+
+def test_without_an_effect_there_is_nothing_to_cure(tmp_path):
+    same = found_of(tmp_path, ENDS | {"treated": ENDS["plain"]})
+    assert same.verdict.outcome != CONFIRMED and [one.works for one in same.cured] == [None, None]
+
+
+def test_a_failed_gate_makes_it_invalid_and_names_arm_and_value(tmp_path):
+    found = found_of(tmp_path, ENDS | {"treated": (60.0, 1.0, 0.25)})
+    assert found.verdict.outcome == INVALID
+    assert found.verdict.reason == "gate kl/exact of arm treated: 0.25, must be within [0.5, 10]"
+    assert found.verdict.effect == pytest.approx(19.95)  # still shown
+
+
+def test_gates_are_of_the_arms_and_not_of_what_stands_beside(tmp_path):
+    assert found_of(tmp_path, ENDS | {"cured": (42.0, 1.1, 0.1)}).verdict.outcome == CONFIRMED
+
+
+def test_a_gate_that_nothing_measured_is_a_failed_gate(tmp_path):
+    found = found_of(tmp_path, gates={"text/rep9": [0, 1]})
+    assert found.verdict.outcome == INVALID and "gate text/rep9 of arm plain: not measured" in found.verdict.reason
+
+
+def test_a_negative_control_that_shows_the_effect_makes_it_invalid(tmp_path):
+    found = found_of(tmp_path, ENDS | {"placebo": (58.0, 0.0, 2.0)})
+    assert found.verdict.outcome == INVALID
+    assert found.verdict.reason == "the negative control placebo shows the effect: 17.95 (must not be CONFIRMED)"
+
+
+def test_the_other_direction_is_reversed_and_three_seeds_are_provisional(tmp_path):
+    found = found_of(tmp_path, ENDS | {"treated": (30.0, 1.0, 2.0)}, seeds=[0, 1, 2])
+    assert (found.verdict.outcome, found.verdict.provisional) == (REVERSED, True)
+    assert found.verdict.effect == pytest.approx(-10.0)
+
+
+def test_the_start_is_step_zero_of_the_same_arm(tmp_path):
+    gain = {"metric": "reward/gold", "rule": "effect", "high": "treated", "low": "start", "direction": 1, "margin": 0.5}
+    found = found_of(tmp_path, secondary={"gain": gain})
+    (one,) = found.secondary
+    assert one.verdict.effect == pytest.approx(1.0, abs=0.02) and one.verdict.outcome == CONFIRMED
+
+
+def test_a_metric_that_no_arm_logs_is_refused_with_those_there_are(tmp_path):
+    primary = TRAINED["primary"] | {"metric": "length/maen"}
+    with pytest.raises(ConfigError, match="primary.metric=length/maen: arm treated does not measure it; .*length/mean"):
+        found_of(tmp_path, primary=primary)
+
+
+def test_the_spread_within_a_prompt_is_that_of_its_completions(found):
+    """Two completions 20 tokens apart: SD 20 / sqrt(2), whatever prompts and seeds differ by."""
+    assert unit("base_within_prompt_sd", KNOWN["length/mean"], found.arms["plain"]) == pytest.approx(20 / math.sqrt(2))
+    assert unit("base_mean", KNOWN["length/mean"], found.arms["plain"]) == pytest.approx(40.0)
+    assert unit("absolute", KNOWN["length/mean"], found.arms["plain"]) == 1.0
+
+
+def plan_of(study, tmp_path) -> Plan:
+    return Plan(study, "cpu", (0, 1, 2, 3, 4), (), tmp_path)
+
+
+def test_the_same_runs_elsewhere_give_the_same_bytes_without_time_or_path(tmp_path):
+    study = study_of()
+    texts = [record.of_trained(plan_of(study, root), examine(study, arms_of(root, study)))
+             for root in (tmp_path / "a", tmp_path / "b")]  # fmt: skip
+    assert texts[0] == texts[1] and str(tmp_path) not in texts[0] and "seconds" not in texts[0]
+    kept = json.loads(texts[0])
+    assert kept["outcome"] == CONFIRMED and kept["declared"] == study.declared and kept["as_declared"] is True
+    assert kept["arms"]["treated"]["metrics"]["length/mean"] == {"start": 40.0, "end": pytest.approx(59.95)}
+    assert kept["question"]["zh"] == "会变长吗?" and "会变长吗" in texts[0]
+
+
+def test_another_margin_gives_another_hash_and_may_give_another_verdict(tmp_path):
+    strict = study_of(primary=TRAINED["primary"] | {"margin": 0.6})
+    assert strict.declared != study_of().declared
+    assert examine(strict, arms_of(tmp_path, strict)).verdict.outcome == EQUIVALENT  # 20 of 24 tokens
+
+
+def test_the_contrasts_as_a_table(found):
+    lines = record.contrasts_csv(found).splitlines()
+    assert lines[0].startswith("kind,name,metric,high,low,outcome,provisional,effect")
+    assert [line.split(",")[:2] for line in lines[1:]] == [
+        ["primary", "primary"], ["control", "placebo"], ["removal", "cured"], ["removal", "costly"],
+        ["cost", "cured"], ["cost", "costly"],
+    ]  # fmt: skip
+
+
+# --- the page ---
+
+
+@pytest.fixture(scope="module")
+def html(found, tmp_path_factory):
+    hostile = {"en": "Is it <b>longer</b>?", "zh": "会变长吗?"}
+    return page.render_trained(plan_of(study_of(question=hostile), tmp_path_factory.mktemp("x")), found, [])
+
+
+def test_the_page_has_both_languages_the_verdict_and_what_it_does_not_show(html):
+    for part in ('lang="zh">会变长吗?', "CONFIRMED", "anything real", "The cure", "Negative controls", " tokens [+19."):
+        assert part in html
+    assert "verdict.json" in html and "✔ yes" in html and "not shown" in html
+
+
+def test_the_page_is_self_contained_and_escaped(html):
+    assert "<b>longer" not in html and "&lt;b&gt;longer&lt;/b&gt;" in html
+    assert "http://" not in html and "https://" not in html and "<script" not in html
+    assert "default-src 'none'" in html
+
+
+def test_the_figure_has_a_row_for_each_contrast_of_the_effect(html):
+    assert html.count('<svg aria-hidden="true">') == 4  # treated, placebo, cured, costly
+    assert html.count("<title>seed ") == 20
