@@ -72,7 +72,7 @@ def _score(logits: Tensor, logprob: Tensor, entropy: Tensor, y: Tensor, how: tup
     p = z.softmax(-1)
     log_partition = z.amax(-1) - p.amax(-1).log()
     logprob.copy_(z.gather(-1, y).squeeze(-1) - log_partition)
-    entropy.copy_(log_partition - torch.bmm(p.unsqueeze(1), z.unsqueeze(2)).flatten())
+    entropy.copy_(log_partition - torch.linalg.vecdot(p, z))
     if wanted:
         p.neg_().scatter_add_(-1, y, torch.ones_like(y, dtype=p.dtype))
         if flat is not None:
