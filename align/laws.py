@@ -123,6 +123,12 @@ def _annotator(e: Experiment) -> None:
     positive(pool.max_new_tokens, "data.pool.max_new_tokens")
     finite(pool.temperature, "data.pool.temperature", 0, 5, open_low=True)
     positive(labels.pairs, "data.labels.pairs")
+    need(
+        1 <= labels.annotators <= labels.pairs,
+        "data.labels.annotators",
+        labels.annotators,
+        f"must be between 1 and data.labels.pairs={labels.pairs}: a pair is labelled by one of them",
+    )
     need(labels.sharpness > 0, "data.labels.sharpness", labels.sharpness, "must be > 0 (inf: no label noise)")
     finite(labels.flips, "data.labels.flips", 0, 0.5)
     finite(labels.length_bias, "data.labels.length_bias", -10, 10)

@@ -41,6 +41,7 @@ class PoolSettings:
 @dataclass
 class Labels:
     pairs: int = MISSING
+    annotators: int = MISSING
     sharpness: float = MISSING
     flips: float = MISSING
     length_bias: float = MISSING

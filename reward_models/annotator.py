@@ -1,4 +1,4 @@
-"""The synthetic annotator: a gold score made of known parts, and preference labels drawn from it.
+"""The synthetic annotator: a gold score made of known parts. Preference labels are drawn from it (labels.py).
 
     G(x, y) = sum_k w_k clip((c_k - mean_k) / sd_k, -3, 3)  -  slope * (clip(n, p10, p90) - mean_n)
 
@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -39,7 +38,6 @@ WEIGHTS = {"con": 1.0, "rel": 0.7, "end": 0.4, "rep": 1.0, "len_hinge": 0.5}
 CLIP = 3.0
 MIN_SD = 0.03  # rep's SD on a base pool of SmolLM2-135M; without a floor one repeated trigram could be worth 3 SD
 ENOUGH_KEYWORDS = 3
-MAX_PAIRS_PER_PROMPT = 4  # more pairs of the same answers add little: information is in distinct answers
 
 
 @dataclass(frozen=True)
@@ -125,17 +123,19 @@ def components(answer: Answer, p10: float, p90: float) -> dict[str, float]:
     }
 
 
-def gold(answer: Answer, scale: GoldScale) -> float:
-    """G of the module's first lines."""
+def gold(answer: Answer, scale: GoldScale, weights: Mapping[str, float] = WEIGHTS) -> float:
+    """G of the module's first lines; with other weights, what somebody thinks who cares for other parts of it."""
     raw = components(answer, scale.p10, scale.p90)
     # Clipped: beyond the base's range the fitted line is an extrapolation that would pay for length, or for brevity.
     centred = min(max(answer.tokens, scale.p10), scale.p90) - scale.mean_length
-    return _weighted(raw, scale.means, scale.sds) - scale.slope * centred
+    return _weighted(raw, scale.means, scale.sds, weights) - scale.slope * centred
 
 
-def _weighted(raw: Mapping[str, float], means: Mapping[str, float], sds: Mapping[str, float]) -> float:
-    z = {name: (raw[name] - means[name]) / sds[name] for name in WEIGHTS}
-    return sum(weight * min(CLIP, max(-CLIP, z[name])) for name, weight in WEIGHTS.items())
+def _weighted(
+    raw: Mapping[str, float], means: Mapping[str, float], sds: Mapping[str, float], weights: Mapping[str, float]
+) -> float:
+    z = {name: (raw[name] - means[name]) / sds[name] for name in weights}
+    return sum(weight * min(CLIP, max(-CLIP, z[name])) for name, weight in weights.items())
 
 
 def gold_components(sample: Sample, scale: GoldScale) -> dict[str, float]:
@@ -182,7 +182,7 @@ def fit_scale(groups: Sequence[Sequence[Answer]]) -> GoldScale:
     means = {name: _rounded(float(np.mean(values))) for name, values in table.items()}
     sds = {name: _rounded(max(float(np.std(values)), MIN_SD)) for name, values in table.items()}
     finished = [kept for group in graded if len(kept := [pair for pair in group if pair[0].finished]) >= 2]
-    score = _within([[_weighted(raw, means, sds) for _, raw in group] for group in finished])
+    score = _within([[_weighted(raw, means, sds, WEIGHTS) for _, raw in group] for group in finished])
     tokens = _within([[float(answer.tokens) for answer, _ in group] for group in finished])
     clipped = _within([[float(np.clip(answer.tokens, p10, p90)) for answer, _ in group] for group in finished])
     if not clipped @ tokens > 0 or not score @ score > 0:
@@ -210,79 +210,3 @@ def _within(groups: Sequence[Sequence[float]]) -> np.ndarray:
 def _rounded(value: float) -> float:
     """10 digits: the digest must not depend on the order in which a machine adds."""
     return float(f"{value:.10g}")
-
-
-# --- labels ---
-
-
-@dataclass(frozen=True)
-class LabelSettings:
-    """How the annotator labels. `pairs` at most; sharpness may be inf (always the better one by gold)."""
-
-    pairs: int
-    sharpness: float
-    flips: float
-    length_bias: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class LabelledPair:
-    prompt_id: str
-    chosen: Answer
-    rejected: Answer
-    gold_margin: float  # gold of chosen minus gold of rejected, without noise: < 0 where the label is wrong
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The pairs, and what was left aside on the way to them."""
-
-    pairs: tuple[LabelledPair, ...]
-    available: int  # disjoint pairs the pool gives
-    identical: int  # pairs left out since both answers read the same
-
-
-def label_probability(gold_gap: float, length_gap: float, settings: LabelSettings) -> float:
-    """P(first preferred); gaps are first minus second, in within-prompt SDs.
-
-    P = (1 - 2 flips) sigma(sharpness * gold_gap + length_bias * length_gap) + flips
-    """
-    bias = settings.length_bias * length_gap
-    if math.isinf(settings.sharpness):  # inf * 0 is no number: equal gold leaves the choice to length
-        logit = math.copysign(math.inf, gold_gap) if gold_gap else bias
-    else:
-        logit = settings.sharpness * gold_gap + bias
-    return (1 - 2 * settings.flips) * 0.5 * (1 + math.tanh(logit / 2)) + settings.flips
-
-
-def label_pairs(pool: Mapping[str, Sequence[Answer]], scale: GoldScale, settings: LabelSettings) -> Labelled:
-    """Up to `settings.pairs` labelled pairs from the finished answers of a pool (prompt id -> answers).
-
-    At most 4 disjoint pairs per prompt, one per prompt before the second of any. Pairing, order and the random number
-    of each label depend on `seed` alone: two arms that differ in sharpness, flips or length bias label the same pairs
-    with the same luck, and fewer pairs are a subset of more.
-    """
-    rounds: list[list[LabelledPair]] = [[] for _ in range(MAX_PAIRS_PER_PROMPT)]
-    identical = 0
-    for prompt_id in sorted(pool, key=lambda name: random.Random(f"{settings.seed}/order/{name}").random()):
-        rng = random.Random(f"{settings.seed}/{prompt_id}")
-        answers = [answer for answer in pool[prompt_id] if answer.finished]
-        rng.shuffle(answers)
-        couples = list(zip(answers[::2], answers[1::2], strict=False))
-        different = [(one, two) for one, two in couples if one.text.strip() != two.text.strip()]
-        identical += len(couples) - len(different)
-        for turn, (one, two) in zip(rounds, different, strict=False):
-            turn.append(_label(prompt_id, one, two, scale, settings, rng.random()))
-    pairs = [pair for turn in rounds for pair in turn]
-    return Labelled(tuple(pairs[: settings.pairs]), len(pairs), identical)
-
-
-def _label(
-    prompt_id: str, one: Answer, two: Answer, scale: GoldScale, settings: LabelSettings, luck: float
-) -> LabelledPair:
-    margin = gold(one, scale) - gold(two, scale)
-    gap = (one.tokens - two.tokens) / scale.sd_length
-    if luck < label_probability(margin / scale.sd_gold, gap, settings):
-        return LabelledPair(prompt_id, one, two, margin)
-    return LabelledPair(prompt_id, two, one, -margin)

@@ -21,19 +21,11 @@ from typing import Any, TypeVar
 from align.data.dataset import Data, digest, dropped
 from align.data.errors import DataError
 from align.records import Demonstration, PreferencePair, Prompt
-from reward_models.annotator import (
-    MAX_PAIRS_PER_PROMPT,
-    Answer,
-    GoldScale,
-    LabelledPair,
-    LabelSettings,
-    fit_scale,
-    gold_source,
-    label_pairs,
-)
+from reward_models.annotator import Answer, GoldScale, fit_scale, gold_source
 from reward_models.base import RewardError
 from reward_models.gates import pool_gates
 from reward_models.instructions import prompt_specs
+from reward_models.labels import MAX_PAIRS_PER_PROMPT, LabelledPair, LabelSettings, label_pairs
 
 # (prompts, samples of each) -> (text, tokens with EOS, finished) per answer, prompt-major
 Sampler = Callable[[Sequence[Prompt], int], Sequence[tuple[str, int, bool]]]
@@ -217,9 +209,15 @@ def build(cfg: Any, pool: Pool) -> Data:
         demonstrations=tuple(Demonstration(pair.prompt, pair.chosen) for pair in train_pairs),
         verifier=None,
         gold=gold_source(scale),
-        fingerprint=digest([asdict(pool.header), [asdict(row) for row in pool.rows], asdict(settings), scale.digest()]),
+        fingerprint=_fingerprint(pool, settings, scale),
         notes=(*notes, *_gate_notes(list(valid.values()), scale)),
     )
+
+
+def _fingerprint(pool: Pool, settings: LabelSettings, scale: GoldScale) -> str:
+    """One annotator is left out: the fingerprint of such data, and the runs that have it, are older than panels."""
+    labels = {key: value for key, value in asdict(settings).items() if (key, value) != ("annotators", 1)}
+    return digest([asdict(pool.header), [asdict(row) for row in pool.rows], labels, scale.digest()])
 
 
 def _check_settings(cfg: Any, pool: Pool) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,7 @@ from reward_models.base import Sample
 
 def config(path=None, **labels):
     pool = SimpleNamespace(samples=8, max_new_tokens=128, temperature=1.0, path=path)
-    asked = {"pairs": 400, "sharpness": 1.5, "flips": 0.0, "length_bias": 0.0, "seed": 0} | labels
+    asked = {"pairs": 400, "annotators": 1, "sharpness": 1.5, "flips": 0.0, "length_bias": 0.0, "seed": 0} | labels
     return SimpleNamespace(kind="annotator", name="annotator", pool=pool, labels=SimpleNamespace(**asked))
 
 
@@ -219,3 +221,47 @@ def test_gold_of_the_data_is_fitted_on_training_answers_alone(pool, data):
 def test_a_kind_of_data_that_does_not_exist_is_refused():
     with pytest.raises(DataError, match="data.kind='parquet': must be one of annotator, arithmetic, jsonl"):
         load(SimpleNamespace(kind="parquet"), None, 0, None)
+
+
+SHIPPED = next((Path(__file__).resolve().parents[2] / "align" / "assets").glob("pool-*.jsonl.gz"))
+# Of the version before there were panels: SHA-256 of all pairs in order, and the fingerprint.
+BEFORE = [
+    (
+        {},
+        "bfb8f8df2880b9c70e6bdb892cf8666ce29b9fd6aae5ea2af6610bdf9333441f",
+        "c2d9b4760a66291b3d4a092981fc4b27bf512fb4af478a26d3499ea19e54e8da",
+    ),
+    (
+        {"pairs": 1024, "flips": 0.1, "length_bias": 0.5, "seed": 3},
+        "9797c85055902c7b99e92af1c0a801e7496d7a315a7421135c62db17fb2b7e4a",
+        "6ece5bb3a4008ddc6dfcd2d100c0ef24b498d1a64aa54611632e927a76142048",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return read_pool(SHIPPED)
+
+
+@pytest.mark.parametrize(("labels", "texts", "fingerprint"), BEFORE, ids=["plain", "noisy"])
+def test_one_annotator_labels_the_shipped_pool_as_before_there_were_panels(shipped, labels, texts, fingerprint):
+    data = build(config(**labels), shipped)
+    pairs = (*data.train_pairs, *data.heldout_pairs)
+    said = "".join(f"{pair.prompt.id}\0{pair.chosen}\0{pair.rejected}\0\0" for pair in pairs)
+    assert (hashlib.sha256(said.encode()).hexdigest(), data.fingerprint) == (texts, fingerprint)
+
+
+def test_a_panel_changes_labels_and_nothing_else(shipped):
+    one, many = (build(config(annotators=n, pairs=1024), shipped) for n in (1, 13))
+    assert many.fingerprint != one.fingerprint and many.notes == one.notes
+    assert (many.train_prompts, many.heldout_prompts) == (one.train_prompts, one.heldout_prompts)
+    couples = list(zip(one.train_pairs, many.train_pairs, strict=True))
+    assert all((p.prompt, {p.chosen, p.rejected}) == (q.prompt, {q.chosen, q.rejected}) for p, q in couples)
+    assert 0.02 < sum(p.chosen != q.chosen for p, q in couples) / len(couples) < 0.3
+    sizes = [[abs(pair.prompt.info["gold_margin"]) for pair in data.heldout_pairs] for data in (one, many)]
+    assert sizes[0] == sizes[1]  # gold is the same judge of both
+
+
+def test_the_shipped_pool_passes_every_gate(shipped):
+    assert not [note for note in build(config(), shipped).notes if note.startswith("gate ")]

@@ -71,3 +71,15 @@ def test_the_accuracy_gate_asks_60_of_a_weak_reward_and_68_of_a_strong_one():
     assert rm_gate(0.6).threshold == ">= 0.6"
     assert Gate("x", 0.5, 0.25, 0.75).threshold == "0.25 to 0.75"
     assert Gate("x", 0.5, high=0.75).threshold == "<= 0.75"
+
+
+def test_the_thresholds_of_a_pool_are_those_that_the_design_states():
+    gates = named(pool_gates([group(4)], SCALE))
+    assert {name: gate.threshold for name, gate in gates.items()} == {
+        "truncation": "<= 0.1",
+        "truncation/prompts": "<= 0.1",
+        "constraint": "0.25 to 0.75",
+        "constraint/one_sentence": "0.05 to 0.95",
+        "oracle/best_of_8": ">= 1",
+        "gold/length_correlation": "-0.1 to 0.1",
+    }

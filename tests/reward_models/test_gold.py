@@ -104,6 +104,22 @@ def test_gold_is_the_weighted_sum_of_clipped_z_scores():
     assert gold(answer("no no no no no no"), SCALE) == pytest.approx(1.0 - 0.7 - 0.4 - 3.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "weight"), [("con", 1.0), ("rel", 0.7), ("end", 0.4), ("rep", 1.0), ("len_hinge", 0.5)]
+)
+def test_one_sd_of_a_component_is_worth_its_weight_and_more_than_three_are_worth_three(name, weight):
+    """The scale is moved below a fixed answer: the component then lies so many SDs above its mean."""
+
+    def at(z: float) -> float:
+        raw = components(answer(), SCALE.p10, SCALE.p90)[name]
+        return gold(answer(), replace(SCALE, means=SCALE.means | {name: raw - z * SCALE.sds[name]}))
+
+    assert at(1.0) - at(0.0) == pytest.approx(weight)
+    assert at(2.9) - at(0.0) == pytest.approx(2.9 * weight)
+    assert at(3.0) == pytest.approx(at(7.0))
+    assert at(-3.0) == pytest.approx(at(-7.0))
+
+
 def test_the_length_correction_pays_slope_per_token_inside_the_base_range_only():
     at = {n: gold(answer(tokens=n), SCALE) for n in (20, 30, 50, 51)}
     assert at[20] - at[30] == pytest.approx(10 * SCALE.slope)

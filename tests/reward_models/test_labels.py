@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from reward_models.annotator import Answer, GoldScale, LabelSettings, label_pairs, label_probability
+from reward_models.annotator import Answer, GoldScale
+from reward_models.labels import LabelSettings, label_pairs, label_probability
 
 CONST = {"con": 0.0, "rel": 0.0, "end": 0.0, "rep": 0.0, "len_hinge": 0.0}
 # Gold is then con + 0.4 end + 0.7 rel less means, with all SDs 1.
@@ -26,7 +27,8 @@ INFO = {"words": ("bee",), "keywords": ("honey",), "constraint": "one_sentence",
 
 
 def settings(**changes: float) -> LabelSettings:
-    return LabelSettings(**{"pairs": 10_000, "sharpness": 1.5, "flips": 0.0, "length_bias": 0.0, "seed": 0, **changes})
+    asked = {"pairs": 10_000, "annotators": 1, "sharpness": 1.5, "flips": 0.0, "length_bias": 0.0, "seed": 0}
+    return LabelSettings(**(asked | changes))
 
 
 def half_normal(points: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -72,6 +74,12 @@ def test_flips_pull_agreement_towards_one_half(flips, expected):
 @pytest.mark.parametrize(("bias", "expected"), [(0.0, 0.5), (0.25, 0.541), (0.5, 0.581), (1.0, 0.653), (1.5, 0.710)])
 def test_length_bias_chooses_the_longer_one(bias, expected):
     assert longer_chosen(bias) == pytest.approx(expected, abs=0.0015)
+
+
+@pytest.mark.parametrize(("bias", "expected"), [(0.35, 0.557), (0.6, 0.596), (0.85, 0.631)])
+def test_these_length_biases_choose_the_longer_as_often_as_three_datasets_do(bias, expected):
+    """Shares of pairs whose chosen answer is the longer one in the three datasets of arXiv:2310.03716."""
+    assert longer_chosen(bias) == pytest.approx(expected, abs=0.002)
 
 
 def test_infinite_sharpness_always_takes_the_better_and_leaves_ties_to_length():
