@@ -1,0 +1,132 @@
+"""docs/studies.md against conf/study: what it says is there is there, and what is there it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from align.study import spec
+from tests.exact.test_exact import row, table
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "studies.md").read_text("utf-8")
+ROW = re.compile(r"^\| `(?P<name>\w+)` \| (?P<zh>.+?)<br>(?P<en>.+?) \| (?P<tier>.+?) \| (?P<status>.+?) \|$", re.M)
+ROWS = {match["name"]: match.groupdict() for match in ROW.finditer(TEXT)}
+DECLARED = {file.stem: yaml.safe_load(file.read_text("utf-8")) for file in spec.files()}
+EXACT = [name for name, study in DECLARED.items() if study["kind"] == "exact"]
+
+
+def answer(name: str) -> str:
+    """The paragraphs under the study's own heading."""
+    return TEXT.split(f"### `{name}`\n")[1].split("\n#")[0]
+
+
+def test_all_of_the_catalogue_is_there_once():
+    names = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
+    assert len(names) == len(set(names)) == len(ROWS) == 42
+    sections = TEXT.split("\n## ")[1:]
+    assert [len(ROW.findall(section)) for section in sections] == [8, 8, 9, 10, 7]
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_what_is_declared_is_listed_with_its_own_question(name):
+    row, question = ROWS[name], DECLARED[name]["question"]
+    assert row["en"] == question["en"]
+    assert row["zh"].replace(r"\|", "|") == question["zh"]
+    assert row["status"] != "not built"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_said_to_exist_exists(name):
+    row, study = ROWS[name], DECLARED.get(name)
+    if study is None:
+        assert row["status"] == "not built" and f"study={name}" not in TEXT
+    elif study["kind"] == "exact":
+        assert re.fullmatch(r"exact, run: [A-Z]+", row["status"]) and "T0" in row["tier"]
+    else:
+        assert re.fullmatch(r"declared, not run|run: [A-Z]+( \(provisional\))?", row["status"])
+        assert ("T2" in row["tier"]) <= ("gpu" in study["tiers"]) and "cpu" in study["tiers"]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_study_has_an_answer_a_command_and_a_verdict(name):
+    text = answer(name)
+    assert f"python -m align.study study={name}" in text
+    assert f"(studies/{name}/verdict.json)" in text
+    written = ROOT / "docs" / "studies" / name / "verdict.json"
+    if written.exists():  # the outcome in the table is the one that was written
+        assert ROWS[name]["status"] == f"exact, run: {json.loads(written.read_text('utf-8'))['outcome']}"
+
+
+def test_nothing_is_answered_that_was_not_run():
+    assert set(re.findall(r"^### `(\w+)`", TEXT, re.MULTILINE)) == set(EXACT)
+
+
+def half(lam: float) -> dict:
+    return {"kappa": 0.5, "gamma": 1.0, "lambda": lam}
+
+
+# study, table, row, column, and how its number stands in the answer
+NUMBERS = [
+    ("kl_estimators", "values", {"estimator": "k3", "shift": 0.1}, "std", "{:.2f} times the KL"),
+    ("kl_estimators", "values", {"estimator": "k1", "shift": 0.1}, "std", "k1's is {:.0f} times"),
+    ("kl_estimators", "values", {"estimator": "k2", "shift": 0.1}, "bias", "by {:.2%} of the KL at 0.005 nats"),
+    ("kl_estimators", "values", {"estimator": "k2", "shift": 1.0}, "bias", "by {:.0%} at 0.5"),
+    ("gae_lambda", "bias and variance", half(0.0), "variance", "with a variance of {:.2f}"),
+    ("gae_lambda", "bias and variance", half(0.95), "variance", "at λ = 0.95, with {:.2f}"),
+    ("gae_lambda", "bias and variance", half(1.0), "variance", "at λ = 1, with {:.2f}"),
+    ("gae_lambda", "weights", {"gamma": 1.0, "lambda": 0.95, "T": 48}, "weight", "{:.3f} of 48"),
+    ("gae_lambda", "weights", {"gamma": 1.0, "lambda": 0.95, "T": 96}, "weight", "{:.4f} of 96"),
+    ("gae_lambda", "weights", {"gamma": 0.99, "lambda": 1.0, "T": 96}, "weight", "{:.3f} of 96"),
+    ("grpo_bias", "prompts", {"p": 0.1}, "grpo", "{:.2f} at a success rate of 0.1"),
+    ("grpo_bias", "prompts", {"p": 0.5}, "grpo", "{:.2f} at 0.5"),
+    ("grpo_bias", "tokens", {"algorithm": "grpo"}, "short over long", "{:.0f} times lighter"),
+    ("baseline_variance", "two prompts", {"baseline": "none", "k": 4, "offset": 4.0}, "variance", "{:.2f} without one"),
+    ("baseline_variance", "two prompts", {"baseline": "leave-one-out", "k": 4, "offset": 4.0}, "variance",
+     "{:.3f} with the mean of the siblings"),
+    ("baseline_variance", "two prompts", {"baseline": "group mean", "k": 2, "offset": 0.0}, "scale", "{:.3f}, 0.750"),
+    ("baseline_variance", "two prompts", {"baseline": "group mean", "k": 8, "offset": 0.0}, "scale", "and {:.3f} at k"),
+    ("dapo_tricks", "no signal", {"G": 4, "p": 0.1}, "share", "{:.1%} of the groups of 4,"),
+    ("dapo_tricks", "no signal", {"G": 8, "p": 0.1}, "share", "{:.1%} of 8"),
+    ("dapo_tricks", "no signal", {"G": 16, "p": 0.1}, "share", "{:.1%} of 16"),
+    ("dapo_tricks", "no signal", {"G": 4, "p": 0.1}, "share after 3 draws", "leaves {:.1%} of the groups"),
+    ("dapo_tricks", "no signal", {"G": 4, "p": 0.1}, "drawn for each kept", "at {:.2f} prompts drawn"),
+    ("dapo_tricks", "clip", {"algorithm": "dapo", "advantage": 1}, "0.01 becomes", "become {:.4f} in one"),
+    ("dapo_tricks", "clip", {"algorithm": "ppo", "advantage": 1}, "0.01 becomes", "instead of {:.4f},"),
+    ("dapo_tricks", "weights", {"algorithm": "dapo"}, "80 tokens", "80 tokens {:.2f} of the step"),
+    ("dapo_tricks", "weights", {"algorithm": "grpo"}, "80 tokens", "(GRPO: {:.2f})"),
+    ("dapo_tricks", "ramp", {"length": 17408}, "penalty", "{:.2f} at 17,408"),
+    ("goodhart_tails", "gold", {"error": "light", "n": 16}, "gold", "{:.2f} SD at n = 16"),
+    ("goodhart_tails", "gold", {"error": "light", "n": 4096}, "gold", "{:.2f} at 4,096: noise"),
+    ("goodhart_tails", "gold", {"error": "heavy", "n": 4096}, "gold", "is {:.2f} at 4,096,"),
+    ("goodhart_tails", "gold", {"error": "extremal", "n": 64}, "gold", "is {:.2f} at n = 64"),
+    ("lora_init", "tiny model", {"init": "both_random"}, "KL to the base", "{:.4f} nats from its base"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("study", "title", "where", "column", "said"), NUMBERS)
+def test_the_numbers_of_an_answer_are_those_that_were_computed(study, title, where, column, said):
+    expected = said.format(row(study, title, **where)[column]).replace("%", " %").replace("-", "−")
+    assert expected in " ".join(answer(study).split())
+
+
+def test_numbers_that_come_from_several_rows():
+    def weight(K: int) -> float:
+        return row("grpo_bias", "groups", K=K, p=0.1)["grpo"] / row("grpo_bias", "groups", K=K, p=0.5)["grpo"]
+
+    def top(error: str) -> dict:
+        return max((r for r in table("goodhart_tails", "gold") if r["error"] == error), key=lambda r: r["gold"])
+
+    biases = [-row("gae_lambda", "bias and variance", **half(lam))["bias"] for lam in (0.0, 0.95)]
+    for study, said in (
+        ("grpo_bias", f"is {weight(4):.2f} in groups of 4, {weight(8):.2f} in groups of 8 and {weight(64):.2f} in"),
+        ("gae_lambda", f"off by {biases[0]:.0%}".replace("%", " %")),
+        ("gae_lambda", f"by {biases[1]:.0%} at λ = 0.95".replace("%", " %")),
+        ("goodhart_tails", f"it rises to {top('heavy')['gold']:.2f} at n = {top('heavy')['n']}"),
+        ("goodhart_tails", f"it turns at n = {top('extremal')['n']}"),
+    ):
+        assert said in " ".join(answer(study).split()), said
