@@ -151,7 +151,7 @@ def carry_out(tasks: Sequence[Task], at_once: int, folder: Path) -> list[Failed]
             for number in [n for n, (_, child) in running.items() if child.poll() is not None]:
                 task, child = running.pop(number)
                 failed += _ended(task, child, folder / f"{number}.words")
-    return failed
+    return sorted(failed, key=lambda one: tasks.index(one.task))  # several at once end in any order
 
 
 @contextmanager

@@ -62,11 +62,16 @@ def compute(study: Study) -> Computed:
     module = importlib.import_module(str(study.module))
     if not hasattr(module, "compute"):
         raise ConfigError(f"module={study.module}: it has no function compute()")
-    result = module.compute()
+    return judged(study, module.compute())
+
+
+def judged(study: Study, result: Any) -> Computed:
+    """What `compute()` of a study's module returned, by the rule; its numbers may be numpy's."""
     verdict = rules.exact(result.checks)
     checks = [
         {"name": one.name, "expected": one.expected, "found": one.found, "tolerance": one.tolerance,
-         "holds": math.isfinite(one.found) and abs(one.found - one.expected) <= one.tolerance, "source": one.source}
+         "holds": bool(math.isfinite(one.found) and abs(one.found - one.expected) <= one.tolerance),
+         "source": one.source}
         for one in result.checks
     ]  # fmt: skip
     text = as_json(study, verdict, {"source": source(study), "checks": checks})

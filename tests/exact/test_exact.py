@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import yaml
 from align.exact import Check, Exact, furthest, relative
 from align.maths import advantages, best_of_n, kl, policy
 from align.run import CONF
+from align.study.exact import judged
+from align.study.spec import load
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = {file.stem: yaml.safe_load(file.read_text()) for file in sorted((CONF / "study").glob("*.yaml"))}
@@ -72,6 +75,14 @@ def test_names_of_checks_tell_them_apart_and_say_where_the_number_is_from(name):
     checks = computed(name)[0].checks
     assert len({check.name for check in checks}) == len(checks)
     assert all(check.source for check in checks)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_its_verdict_can_be_written(name):
+    """kl_estimators once could not: numpy's booleans are none of JSON's."""
+    written = json.loads(judged(load(CONF / "study" / f"{name}.yaml"), computed(name)[0]).text)
+    assert written["outcome"] == "CONFIRMED"
+    assert all(check["holds"] is True for check in written["checks"])
 
 
 @pytest.mark.parametrize("name", EXACT)
