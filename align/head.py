@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-# Bytes of a logit beside those of all other chunks of a product with the head: on a CPU 64 rows reach half of the rate,
-# 256 nearly all of it (docs/performance.md)
+# A product with the head takes WIDE / (bytes of a number) chunks at once, 256 positions in bfloat16: with 64 a CPU
+# reaches half of its rate (docs/performance.md)
 WIDE = 8
 
 
