@@ -4,20 +4,11 @@ import math
 
 import pytest
 
-from reward_models.annotator import Answer, GoldScale
+from reward_models.annotator import Answer
 from reward_models.gates import Gate, length_correlation, oracle_gain, pool_gates, rm_gate
+from tests.reward_models.scales import plain_scale
 
-NAMES = ("con", "rel", "end", "rep", "len_hinge")
-SCALE = GoldScale(
-    means={n: 0.0 for n in NAMES},
-    sds={n: 1.0 for n in NAMES},
-    p10=0,
-    p90=1000,
-    mean_length=0,
-    slope=0.0,
-    sd_gold=0.5,
-    sd_length=20.0,
-)
+SCALE = plain_scale(sd_gold=0.5)
 INFO = {"words": ("bee",), "keywords": ("honey",), "constraint": "one_sentence", "argument": None}
 
 

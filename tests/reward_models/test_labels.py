@@ -8,21 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from reward_models.annotator import Answer, GoldScale
+from reward_models.annotator import Answer
 from reward_models.labels import LabelSettings, label_pairs, label_probability
+from tests.reward_models.scales import plain_scale
 
-CONST = {"con": 0.0, "rel": 0.0, "end": 0.0, "rep": 0.0, "len_hinge": 0.0}
-# Gold is then con + 0.4 end + 0.7 rel less means, with all SDs 1.
-SCALE = GoldScale(
-    means=CONST,
-    sds={name: 1.0 for name in CONST},
-    p10=0,
-    p90=1000,
-    mean_length=0,
-    slope=0.0,
-    sd_gold=1.0,
-    sd_length=20.0,
-)
+SCALE = plain_scale()
 INFO = {"words": ("bee",), "keywords": ("honey",), "constraint": "one_sentence", "argument": None}
 
 

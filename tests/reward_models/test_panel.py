@@ -10,20 +10,12 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from reward_models.annotator import WEIGHTS, Answer, GoldScale, gold
+from reward_models.annotator import WEIGHTS, Answer, gold
 from reward_models.labels import JITTER, LabelSettings, label_pairs, label_probability, panel
+from tests.reward_models.scales import plain_scale
 
 # Gold is con + 0.7 rel + 0.4 end; both answers below end cleanly and are equally long.
-SCALE = GoldScale(
-    means={name: 0.0 for name in WEIGHTS},
-    sds={name: 1.0 for name in WEIGHTS},
-    p10=0,
-    p90=1000,
-    mean_length=0,
-    slope=0.0,
-    sd_gold=1.0,
-    sd_length=20.0,
-)
+SCALE = plain_scale()
 INFO = {"words": ("bee",), "keywords": ("honey", "wax", "pollen"), "constraint": "one_sentence", "argument": None}
 KEPT = Answer("Nothing here.", 20, True, INFO)  # the constraint is kept, off topic: 1.0 + 0.4
 ON_TOPIC = Answer("A bee makes honey. Also wax. Also pollen.", 20, True, INFO)  # the other way round: 0.7 + 0.4
