@@ -29,8 +29,8 @@ HERE = Path(__file__).parent
 # A word and a sign for each outcome: colour alone says nothing to some readers.
 SIGNS = {rules.CONFIRMED: "✔", rules.REVERSED: "⇄", rules.EQUIVALENT: "≈", rules.INCONCLUSIVE: "?", rules.INVALID: "✖"}
 MEANINGS = {
-    rules.CONFIRMED: "The runs show what the claim says.",
-    rules.REVERSED: "The runs show the opposite of what the claim says. That is a result.",
+    rules.CONFIRMED: "What was found is what the claim says.",
+    rules.REVERSED: "What was found goes against the claim. That is a result.",
     rules.EQUIVALENT: "Whatever difference there is, it is smaller than the margin that was declared to matter.",
     rules.INCONCLUSIVE: "These runs do not decide it. That is not the same as no effect.",
     rules.INVALID: "What was declared as a condition did not hold, so the numbers below decide nothing.",
