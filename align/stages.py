@@ -1,4 +1,4 @@
-"""Stages that runs share: the annotator's pool and the reward model. Found by content fingerprint, else made, once.
+"""Stages that runs share: the annotator's pools and the reward model. Found by content fingerprint, else made, once.
 
 A stage lies in `runs_root/stages`, named by the hash of everything it depends on, so two runs that need the same thing
 find the same thing, and a changed input cannot find a stale one.
@@ -19,7 +19,7 @@ from accelerate import PartialState
 
 from align.config import config_hash, plain
 from align.data import Data, load
-from align.data.annotator import Pool, make_pool, pool_key, read_pool, write_pool
+from align.data.annotator import Pool, make_pool, pool_key, pool_prompts, read_pool, write_pool
 from align.data.errors import DataError
 from align.embedded import ModelError
 from align.locks import waiting
@@ -51,19 +51,25 @@ def load_data(experiment: Experiment, policy: Policy) -> Data:
 
 def obtain_pool(cfg: Any, experiment: Experiment, policy: Policy) -> Pool:
     """The shipped pool, the cached one, or a new one sampled from the start model."""
-    name = f"pool-{pool_key(cfg, policy.fingerprint)[:12]}.jsonl.gz"
+    return answered(cfg, experiment, policy, pool_prompts())
+
+
+def answered(cfg: Any, experiment: Experiment, policy: Policy, asked: Sequence[Prompt]) -> Pool:
+    """`cfg.pool.samples` answers of the start model to each prompt: shipped, cached, or sampled and cached."""
+    name = f"pool-{pool_key(cfg, policy.fingerprint, asked)[:12]}.jsonl.gz"
     cached = stages_root(experiment) / name
     for path in (SHIPPED / name, cached):
         if path.is_file():
-            return read_pool(path)
-    print(f"sampling the annotator's pool from the start model, once: {cached}", flush=True)
+            return read_pool(path, asked)
+    many = len(asked) * cfg.pool.samples
+    print(f"sampling a pool of {many} answers from the start model, once: {cached}", flush=True)
     sampling = Sampling(cfg.pool.temperature, None, None, None, cfg.pool.max_new_tokens, POOL_ROWS, "merged")
 
     def answers(prompts: Sequence[Prompt], samples: int) -> list[tuple[str, int, bool]]:
         got = sample(policy, prompts, samples, sampling, derive(0, "pool"), model=policy.reference)
         return list(zip(got.texts, got.lengths.tolist(), got.finished.tolist(), strict=True))
 
-    pool = make_pool(cfg, answers, policy.fingerprint)
+    pool = make_pool(cfg, answers, policy.fingerprint, asked)
     write_pool(cached, pool)
     return pool
 

@@ -11,7 +11,7 @@ from align.data.annotator import Pool
 from align.data.dataset import Data
 from align.data.errors import DataError
 
-__all__ = ["Data", "DataError", "PoolProvider", "load"]
+__all__ = ["Data", "DataError", "PoolProvider", "find_pool", "load"]
 
 PoolProvider = Callable[[Any], Pool]  # the annotator's config -> a pool from the cache, or freshly sampled
 
@@ -25,7 +25,7 @@ def load(cfg: Any, tokenizer: Any | None, seed: int, pool_provider: PoolProvider
     pool_provider  gives data=annotator its pool when data.pool.path is null
     """
     loaders: dict[str, Callable[[], Data]] = {
-        "annotator": lambda: annotator.build(cfg, _pool(cfg, pool_provider)),
+        "annotator": lambda: annotator.build(cfg, find_pool(cfg, pool_provider)),
         "arithmetic": lambda: arithmetic.load(cfg, seed),
         "jsonl": lambda: jsonl.load(cfg, tokenizer),
     }
@@ -34,7 +34,8 @@ def load(cfg: Any, tokenizer: Any | None, seed: int, pool_provider: PoolProvider
     return loaders[cfg.kind]()
 
 
-def _pool(cfg: Any, pool_provider: PoolProvider | None) -> Pool:
+def find_pool(cfg: Any, pool_provider: PoolProvider | None) -> Pool:
+    """The file that is named, or what the provider gives. Raises DataError."""
     if cfg.pool.path is not None:
         return annotator.read_pool(Path(cfg.pool.path))
     if pool_provider is None:

@@ -4,7 +4,7 @@
     used as  prompts and pairs    held-out pairs            held-out prompts (the probe)
 
 The pool covers train and valid. It is sampled once per model and settings (`pool_key`) and kept as a gzip file of
-JSON lines.
+JSON lines. Reward heads are judged on another, of many answers to the prompts of the probe (align/study/heads.py).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PoolRow:
 
 @dataclass(frozen=True)
 class Pool:
-    """`samples` answers to every train and valid prompt, in the order of `pool_prompts()`."""
+    """`samples` answers to every prompt asked, prompt by prompt; by default those of `pool_prompts()`."""
 
     header: PoolHeader
     rows: tuple[PoolRow, ...]
@@ -80,16 +80,16 @@ def pool_prompts() -> tuple[Prompt, ...]:
     return prompts("train", "valid")
 
 
-def _prompt_set() -> str:
-    return digest([[prompt.id, prompt.text] for prompt in pool_prompts()])
+def _prompt_set(asked: Sequence[Prompt]) -> str:
+    return digest([[prompt.id, prompt.text] for prompt in asked])
 
 
 # --- the pool and its file ---
 
 
-def pool_header(cfg: Any, model_fingerprint: str) -> PoolHeader:
+def pool_header(cfg: Any, model_fingerprint: str, asked: Sequence[Prompt] | None = None) -> PoolHeader:
     parts = {
-        "prompts": _prompt_set(),
+        "prompts": _prompt_set(pool_prompts() if asked is None else asked),
         "model": model_fingerprint,
         "samples": cfg.pool.samples,
         "temperature": float(cfg.pool.temperature),
@@ -98,21 +98,22 @@ def pool_header(cfg: Any, model_fingerprint: str) -> PoolHeader:
     return PoolHeader(key=digest(parts), **parts)
 
 
-def pool_key(cfg: Any, model_fingerprint: str) -> str:
+def pool_key(cfg: Any, model_fingerprint: str, asked: Sequence[Prompt] | None = None) -> str:
     """Names the pool of these settings and weights: equal key, same distribution of answers to the same prompts."""
-    return pool_header(cfg, model_fingerprint).key
+    return pool_header(cfg, model_fingerprint, asked).key
 
 
-def make_pool(cfg: Any, sample: Sampler, model_fingerprint: str) -> Pool:
+def make_pool(cfg: Any, sample: Sampler, model_fingerprint: str, asked: Sequence[Prompt] | None = None) -> Pool:
     """Sample a pool. `sample` applies cfg.pool.temperature and cfg.pool.max_new_tokens itself."""
-    asked, samples = pool_prompts(), cfg.pool.samples
+    header = pool_header(cfg, model_fingerprint, asked)
+    asked, samples = pool_prompts() if asked is None else asked, cfg.pool.samples
     answers = sample(asked, samples)
     assert len(answers) == len(asked) * samples, f"{len(answers)} answers for {len(asked)} prompts x {samples}"
     rows = tuple(
         PoolRow(asked[i // samples].id, i % samples, text, int(tokens), bool(finished))
         for i, (text, tokens, finished) in enumerate(answers)
     )
-    return Pool(pool_header(cfg, model_fingerprint), rows)
+    return Pool(header, rows)
 
 
 def write_pool(path: Path, pool: Pool) -> None:
@@ -128,7 +129,7 @@ def write_pool(path: Path, pool: Pool) -> None:
         aside.unlink(missing_ok=True)
 
 
-def read_pool(path: Path) -> Pool:
+def read_pool(path: Path, asked: Sequence[Prompt] | None = None) -> Pool:
     """Raises DataError when the file is not a pool, is damaged, or answers other prompts than this version's."""
     try:
         lines = gzip.decompress(path.read_bytes()).decode().removesuffix("\n").split("\n")
@@ -139,7 +140,7 @@ def read_pool(path: Path) -> Pool:
     if header.key != digest({name: value for name, value in asdict(header).items() if name != "key"}):
         raise DataError(f"pool {path}, line 1: the key does not fit the header; the file was changed, sample it again")
     pool = Pool(header, rows)
-    _check_rows(f"pool {path}", pool)
+    _check_rows(f"pool {path}", pool, pool_prompts() if asked is None else asked)
     return pool
 
 
@@ -156,14 +157,14 @@ def _record(path: Path, number: int, schema: type[Record], line: str) -> Record:
     return schema(**{field.name: value[field.name] for field in fields(schema)})  # type: ignore[arg-type]
 
 
-def _check_rows(what: str, pool: Pool) -> None:
-    if pool.header.prompts != _prompt_set():
+def _check_rows(what: str, pool: Pool, asked: Sequence[Prompt]) -> None:
+    if pool.header.prompts != _prompt_set(asked):
         raise DataError(f"{what}: it answers another set of prompts than this version's; sample it again")
-    expected = [(prompt.id, i) for prompt in pool_prompts() for i in range(pool.header.samples)]
+    expected = [(prompt.id, i) for prompt in asked for i in range(pool.header.samples)]
     if [(row.prompt_id, row.sample) for row in pool.rows] != expected:
         raise DataError(
             f"{what}: {len(pool.rows)} answers that are not {pool.header.samples} for each of the "
-            f"{len(pool_prompts())} prompts in order; sample it again"
+            f"{len(asked)} prompts in order; sample it again"
         )
 
 
@@ -175,9 +176,9 @@ def build(cfg: Any, pool: Pool) -> Data:
 
     Raises DataError when the pool was made with other settings than `cfg.pool`, or cannot give what `cfg.labels` asks.
     """
-    _check_settings(cfg, pool)
-    train, valid = (_answers(pool, prompts(split)) for split in ("train", "valid"))
-    settings = LabelSettings(**{field.name: getattr(cfg.labels, field.name) for field in fields(LabelSettings)})
+    check_settings(cfg, pool)
+    train, valid = (answers_to(pool, prompts(split)) for split in ("train", "valid"))
+    settings = label_settings(cfg)
     possible = len(train) * min(MAX_PAIRS_PER_PROMPT, cfg.pool.samples // 2)
     if settings.pairs > possible:
         raise DataError(
@@ -220,7 +221,12 @@ def _fingerprint(pool: Pool, settings: LabelSettings, scale: GoldScale) -> str:
     return digest([asdict(pool.header), [asdict(row) for row in pool.rows], labels, scale.digest()])
 
 
-def _check_settings(cfg: Any, pool: Pool) -> None:
+def label_settings(cfg: Any) -> LabelSettings:
+    return LabelSettings(**{field.name: getattr(cfg.labels, field.name) for field in fields(LabelSettings)})
+
+
+def check_settings(cfg: Any, pool: Pool) -> None:
+    """Raises DataError when the pool was made with other settings than `cfg.pool`."""
     for key in ("samples", "temperature", "max_new_tokens"):
         asked, made = getattr(cfg.pool, key), getattr(pool.header, key)
         if asked != made:
@@ -228,10 +234,10 @@ def _check_settings(cfg: Any, pool: Pool) -> None:
                 f"data.pool.{key}={asked}: the pool was made with {made}; set data.pool.{key}={made}, or "
                 "data.pool.path=null to sample another"
             )
-    _check_rows("the pool", pool)
+    _check_rows("the pool", pool, pool_prompts())
 
 
-def _answers(pool: Pool, of: Sequence[Prompt]) -> dict[str, list[Answer]]:
+def answers_to(pool: Pool, of: Sequence[Prompt]) -> dict[str, list[Answer]]:
     """Prompt id -> its answers."""
     infos = {prompt.id: prompt.info for prompt in of}
     groups: dict[str, list[Answer]] = {prompt.id: [] for prompt in of}

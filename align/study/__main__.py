@@ -20,6 +20,7 @@ from align.refusals import ConfigError, need
 from align.report import figures, tables
 from align.report.metrics import kl_metric
 from align.report.text import visible
+from align.run import USER_ERRORS
 from align.runs import RunError, write_text
 from align.study import engine, exact, page, record, spec, verdict
 from align.study.rules import Verdict
@@ -107,13 +108,19 @@ def _trained(study: Study, options: Options, out: Path) -> int:
     chosen = engine.plan(study, tier, _seeds(options.seeds), options.extra, Path(options.runs_root).expanduser())
     need(options.jobs.isdecimal() and int(options.jobs) > 0, "jobs", options.jobs, "must be a whole number above 0")
     tasks = engine.expand(chosen)
-    failed = engine.carry_out(tasks, int(options.jobs), out / "logs")
-    if failed:
-        many = f"{len(failed)} of {len(tasks)} runs"
-        print(f"error: {many} failed, so there is no verdict; the same command tries them again", file=sys.stderr)
-        return engine.worst(failed)
-    paths = [path for task in tasks if (path := engine.finished(task))]
-    found = verdict.examine(study, verdict.read_arms(tasks, paths))
+    if study.kind == "heads":
+        need(options.jobs == "1", "jobs", options.jobs, "heads are fitted in this process; leave it out")
+        from align.study.heads import measure  # torch and the model take seconds to load
+
+        arms = measure(tasks)
+    else:
+        failed = engine.carry_out(tasks, int(options.jobs), out / "logs")
+        if failed:
+            many = f"{len(failed)} of {len(tasks)} runs"
+            print(f"error: {many} failed, so there is no verdict; the same command tries them again", file=sys.stderr)
+            return engine.worst(failed)
+        arms = verdict.read_arms(tasks, [path for task in tasks if (path := engine.finished(task))])
+    found = verdict.examine(study, arms)
     text = record.of_trained(chosen, found)
     if not _same(out, text):
         _write_trained(out, chosen, found, text)
@@ -190,6 +197,9 @@ def main(arguments: Sequence[str]) -> int:
         print("interrupted; the same command goes on and skips what is finished", file=sys.stderr)
         return 130
     except Exception as error:
+        if {kind.__name__ for kind in type(error).__mro__} & {*USER_ERRORS}:  # of modules that take seconds to import
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         traceback.print_exc()
         print(f"error: the study failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 2

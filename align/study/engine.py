@@ -25,6 +25,8 @@ from align.places import place
 from align.refusals import ConfigError, need, one_of
 from align.run import CONF
 from align.schema import Experiment
+from align.study import settings
+from align.study.settings import Heads
 from align.study.spec import Study
 
 POLL_SECONDS = 0.2
@@ -53,6 +55,7 @@ class Task:
     seed: int
     overrides: tuple[str, ...]
     experiment: Experiment
+    heads: Heads | None = None  # of a study of kind heads
 
     @property
     def name(self) -> str:
@@ -79,9 +82,7 @@ def expand(chosen: Plan) -> list[Task]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for arm, own in study.overrides.items():
             overrides = merged(study.base, study.tiers[chosen.tier], own, chosen.extra)
-            made += [
-                Task(arm, seed, overrides, experiment) for seed, experiment in _experiments(arm, overrides, chosen)
-            ]
+            made += list(_tasks(arm, overrides, chosen))
     _refuse_same(made)
     units = [
         *(c.of for c in (study.primary, *(study.secondary or {}).values()) if c),
@@ -98,21 +99,26 @@ def merged(*lists: Sequence[str]) -> tuple[str, ...]:
     return tuple({item.partition("=")[0]: item for items in lists for item in items}.values())
 
 
-def _experiments(arm: str, overrides: Sequence[str], chosen: Plan) -> Iterator[tuple[int, Experiment]]:
+def _tasks(arm: str, overrides: tuple[str, ...], chosen: Plan) -> Iterator[Task]:
+    runs, own = settings.split(overrides) if chosen.study.kind == "heads" else (overrides, ())
     try:
-        cfg = compose("run", overrides=list(overrides))
+        heads = settings.parse(own) if chosen.study.kind == "heads" else None
+        cfg = compose("run", overrides=list(runs))
         for seed in chosen.seeds:
             cfg.seed, cfg.runs_root, cfg.resume = seed, str(chosen.runs_root), True
-            yield seed, check(cfg)
+            experiment = check(cfg)
+            if heads is not None:
+                settings.fits(experiment)
+            yield Task(arm, seed, overrides, experiment, heads)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"arm {arm}: {str(error).strip()}") from None
 
 
 def _refuse_same(tasks: Sequence[Task]) -> None:
     """Two arms of one experiment would be compared with themselves."""
-    seen: dict[str, Task] = {}
+    seen: dict[tuple[str, Heads | None], Task] = {}
     for task in tasks:
-        other = seen.setdefault(config_hash(plain(task.experiment)), task)
+        other = seen.setdefault((config_hash(plain(task.experiment)), task.heads), task)
         if other is not task:
             raise ConfigError(f"arms {other.arm} and {task.arm}: both are the same experiment; their overrides must "
                               "differ")  # fmt: skip

@@ -44,7 +44,8 @@ RULES = {
     "peak": "an interior best level, chosen on half of the prompts, is better than the last one on the other half, and "
     "a parabola fits better than any monotone curve tried",
 }
-TOLD = ("length/mean", "length/truncated", "reward/gold", "kl/exact", "policy/entropy", "text/distinct2", "text/rep3")
+TOLD = ("length/mean", "length/truncated", "reward/gold", "kl/exact", "policy/entropy", "text/distinct2", "text/rep3",
+        "reward/proxy", "kl/bound", "rm/gold_accuracy", "bon/a", "bon/b")  # fmt: skip
 UNITS = {
     "absolute": "",
     "base_mean": " of the mean at step 0",
@@ -64,7 +65,7 @@ def render_trained(chosen: Plan, found: Found, drawn: Sequence[tuple[Figure, str
         **_head(study, found.verdict, found.primary),
         exact=None,
         command=_command(chosen),
-        runs=[run.record.path for arm in arms.values() for run in arm.seeds],
+        runs=[run.record.path for arm in arms.values() for run in arm.seeds] if study.kind == "trained" else [],
         told=told,
         table={name: {metric.key: _path(arm, metric) for metric in told.values()} for name, arm in arms.items()},
         chosen=chosen,
@@ -92,10 +93,12 @@ def draw(found: Found) -> list[Figure]:
 
 def asked(one: Contrast) -> str:
     """The contrast in words: "length/mean of biased less that of unbiased"."""
+    if one.along:
+        return f"{one.metric} of {one.treated} over its steps, at the root of {one.along}"
     if one.levels:
         return f"{one.metric} over {', '.join(f'{arm} ({level:g})' for arm, level in one.levels.items())}"
     low = f"{one.treated} itself at step 0" if one.base == "start" else one.base
-    return f"{one.metric} of {one.treated} less that of {low}"
+    return f"{one.metric} of {one.treated} less that of {low}{f', at step {one.at}' if one.at else ''}"
 
 
 def sentence(verdict: Verdict, one: Judged | None) -> str:

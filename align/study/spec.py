@@ -5,7 +5,7 @@
     claim: one sentence that the verdict confirms or reverses
     literature: what others found, with its source
     not_shown: what the study does not show
-    kind: trained | exact
+    kind: trained | heads | exact
     module: align.exact.NAME             of an exact study: has `compute()`; nothing of the below
 
     base: [KEY=VALUE, ...]               overrides of every run of align.run; one of a later list replaces the earlier
@@ -14,15 +14,16 @@
     seeds: [0, 1, 2]                     or {cpu: [...], gpu: [...]}
     primary: {metric, rule, margin, ...} what decides; keys below
     gates: {KEY: [low, high]}            of every arm's last probe, mean over seeds; outside: INVALID
+                                         {KEY: {ARM: [low, high]}}: of these arms alone
     controls: {NAME: [...]}              optional: negative controls, each in the place of the arm that should differ
     mitigations: {NAME: [...]}           optional: shown beside the arm that they cure
     cure: {arm, removes, cost: {metric, margin, of}}   with mitigations: when one works
     secondary: {NAME: {as primary}}      optional: further contrasts, corrected by Holm
-
 A contrast has metric (a key of the probe), rule (align/study/rules.py), margin, and what the rule needs: effect: high,
-low, direction; equivalence: high, low; dose: levels {arm: number}, direction; peak: levels. `low: start` is step 0 of
-the arm `high`. `of` is the margin's unit: base_mean (a share of the step-0 mean), base_within_prompt_sd, or absolute,
-which it is when left out.
+low, direction; equivalence: high, low; dose: levels {arm: number}, direction; peak: levels, or high and along: the
+steps of that arm, each at the root of its KL (the key `along`). `low: start` is step 0 of the arm `high`; `at` a step
+instead of the last. `of` is the margin's unit: base_mean (a share of the step-0 mean), base_within_prompt_sd, or
+absolute, the default. Kind heads (align/study/heads.py) is declared as trained is, with overrides heads.KEY=VALUE too.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Contrast:
     high: str | None
     low: str | None
     levels: Mapping[str, float]  # arm -> its level
+    at: int | None = None  # a step; None: the last
+    along: str | None = None  # of a peak over the steps of `high`: the key of their KL
 
     @property
     def arms(self) -> list[str]:
@@ -101,7 +104,7 @@ class Cure:
 
 @dataclass(frozen=True)
 class Study:
-    """A declared study. Of an exact one `module` alone is set; of a trained one all else is."""
+    """A declared study. Of an exact one `module` alone is set; of the others all else is."""
 
     name: str
     question: Mapping[str, str]  # language -> as it is asked
@@ -118,7 +121,7 @@ class Study:
     seeds: Mapping[str, tuple[int, ...]] | None = None  # tier -> its seeds
     primary: Contrast | None = None
     secondary: Mapping[str, Contrast] | None = None
-    gates: Mapping[str, tuple[float, float]] | None = None
+    gates: Mapping[str, Mapping[str, tuple[float, float]]] | None = None  # arm -> key -> lowest, highest
     cure: Cure | None = None
 
     def of_role(self, role: str) -> list[str]:
@@ -150,7 +153,7 @@ def load(path: Path) -> Study:
 
 
 def parse(raw: Mapping[str, Any]) -> Study:
-    one_of(raw.get("kind"), ("trained", "exact"), "kind")
+    one_of(raw.get("kind"), ("trained", "heads", "exact"), "kind")
     exact = raw["kind"] == "exact"
     _keys(raw, [*PROSE, *(("module",) if exact else DECIDES)], () if exact else OPTIONAL, "")
     need(isinstance(raw["name"], str) and re.fullmatch(r"[a-z0-9_]+", raw["name"]) is not None, "name", raw["name"],
@@ -160,10 +163,10 @@ def parse(raw: Mapping[str, Any]) -> Study:
     question = {language: str(text).strip() for language, text in raw["question"].items()}
     if exact:
         return Study(**prose, question=question, declared=_digest(raw, ("module",)), module=str(raw["module"]))
-    return _trained(raw, prose | {"question": question, "declared": _digest(raw, (*DECIDES, *OPTIONAL))})
+    return _armed(raw, prose | {"question": question, "declared": _digest(raw, (*DECIDES, *OPTIONAL))})
 
 
-def _trained(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
+def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
     roles, own_of = {}, {}
     for key, role in (("arms", "arm"), ("controls", "control"), ("mitigations", "mitigation")):
         for name, own in _mapping(raw.get(key, {}), key).items():
@@ -187,7 +190,7 @@ def _trained(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
         seeds=_seeds(raw["seeds"], list(tiers)),
         primary=primary,
         secondary={str(name): _contrast(own, arms, f"secondary.{name}") for name, own in secondary.items()},
-        gates={str(key): _gate(limits, key) for key, limits in _mapping(raw["gates"], "gates").items()},
+        gates=_gates(_mapping(raw["gates"], "gates"), arms),
         cure=_cure(raw["cure"], primary) if "cure" in raw else None,
     )
 
@@ -209,27 +212,32 @@ def seed_list(raw: Any) -> tuple[int, ...]:
 def _contrast(raw: Any, arms: Sequence[str], where: str) -> Contrast:
     rule = _mapping(raw, where).get("rule")
     one_of(rule, tuple(NEEDS), f"{where}.rule")
-    _keys(raw, ["metric", "rule", "margin", *NEEDS[rule]], ("of",), where)
+    along = rule == "peak" and "along" in raw
+    needs = ("high", "along") if along else NEEDS[rule]
+    _keys(raw, ["metric", "rule", "margin", *needs], ("of",) if along else ("of", "at"), where)
     levels = _mapping(raw.get("levels", {}), f"{where}.levels")
     for level in levels.values():
         _number(level, f"{where}.levels")
-    need(len({*levels.values()}) >= LEVELS.get(rule, 0), f"{where}.levels", levels,
+    need(along or len({*levels.values()}) >= LEVELS.get(rule, 0), f"{where}.levels", levels,
          f"rule={rule} needs {LEVELS.get(rule)} different levels or more")  # fmt: skip
     direction = raw.get("direction")
-    need("direction" not in NEEDS[rule] or direction in (1, -1), f"{where}.direction", direction, "must be 1 or -1")
-    high, low = raw.get("high"), raw.get("low")
+    need("direction" not in needs or direction in (1, -1), f"{where}.direction", direction, "must be 1 or -1")
+    high, low = raw.get("high"), START if along else raw.get("low")
     for key, name in (("high", high), ("low", low), *(("levels", name) for name in levels)):
         if name is not None and not (key == "low" and name == START):
             one_of(name, arms, f"{where}.{key}")
     need(high is None or high != low, f"{where}.low", low, "is the arm `high` itself")
+    at = raw.get("at")
+    need(at is None or (isinstance(at, int) and at > 0), f"{where}.at", at, "must be a step after the start: 1 or more")
     margin, of = _margin(raw, where)
-    return Contrast(str(raw["metric"]), rule, margin, of, direction, high, low, levels)
+    return Contrast(str(raw["metric"]), rule, margin, of, direction, high, low, levels, at, raw.get("along"))
 
 
 def _cure(raw: Any, primary: Contrast) -> Cure:
     _keys(_mapping(raw, "cure"), ["arm", "removes", "cost"], (), "cure")
-    ends = [name for name in (primary.treated, primary.base) if name != START]
-    one_of(raw["arm"], ends, "cure.arm")  # the effect is between these two
+    # the effect is between these two; of levels, between the arm and the highest
+    ill = primary.arms if primary.levels else [name for name in (primary.treated, primary.base) if name != START]
+    one_of(raw["arm"], ill, "cure.arm")
     removes = _number(raw["removes"], "cure.removes")
     need(0 < removes <= 1, "cure.removes", removes, "is a share of the effect: above 0, at most 1")
     _keys(_mapping(raw["cost"], "cure.cost"), ["metric", "margin"], ("of",), "cure.cost")
@@ -241,6 +249,17 @@ def _margin(raw: Mapping[str, Any], where: str) -> tuple[float, str]:
     need(margin > 0, f"{where}.margin", margin, "must be above 0: what would be too small to matter?")
     one_of(raw.get("of", "absolute"), UNITS, f"{where}.of")
     return margin, raw.get("of", "absolute")
+
+
+def _gates(raw: Mapping[str, Any], arms: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Arm -> key -> limits; without arms of its own a gate is every arm's."""
+    found: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in arms}
+    for key, own in raw.items():
+        limits = own if isinstance(own, dict) else dict.fromkeys(arms, own)
+        for name, limit in limits.items():
+            one_of(name, arms, f"gates.{key}")
+            found[name][str(key)] = _gate(limit, key)
+    return found
 
 
 def _gate(limits: Any, key: str) -> tuple[float, float]:

@@ -81,7 +81,7 @@ def examine(study: Study, arms: Arms) -> Found:
     kept = rules.corrected({index: one.verdict for index, one in enumerate(others)})
     gates = tuple(
         Gate(name, key, *limits, _end(arms[name], key))
-        for name in study.of_role("arm") for key, limits in (study.gates or {}).items()
+        for name in study.of_role("arm") for key, limits in (study.gates or {}).get(name, {}).items()
     )  # fmt: skip
     return Found(
         arms, main, _valid(main.verdict, gates, controls), gates,
@@ -117,18 +117,35 @@ def judge(title: str, asked: Contrast, arms: Arms) -> Judged:
     """A contrast by its rule."""
     metric = metric_of(asked.metric)
     margin = asked.margin * unit(asked.of, metric, arms[asked.treated if asked.base == START else asked.base])
+    if asked.rule == "peak":
+        levels = _steps(arms[asked.treated], metric, asked.along) if asked.along else _levels(asked, metric, arms)
+        # no ring for a seed: the effect is from the best level, and that is chosen on half of the prompts
+        return Judged(title, metric, asked.treated, asked.base, _peak(levels, margin), {})
     if asked.levels:
-        levels = {level: observed(arms[name], metric) for name, level in asked.levels.items()}
+        levels = _levels(asked, metric, arms)
         high, low = levels[max(levels)], levels[min(levels)]
-        verdict = rules.dose(levels, asked.direction or 1, margin) if asked.rule == "dose" else _peak(levels, margin)
+        verdict = rules.dose(levels, asked.direction or 1, margin)
     else:
-        high = observed(arms[asked.treated], metric)
-        low = observed(arms[asked.treated], metric, 0) if asked.base == START else observed(arms[asked.base], metric)
+        high = observed(arms[asked.treated], metric, asked.at)
+        start = asked.base == START
+        low = observed(arms[asked.treated], metric, 0) if start else observed(arms[asked.base], metric, asked.at)
         equal = asked.rule == "equivalence"
         verdict = (
             rules.equivalence(high, low, margin) if equal else rules.effect(high, low, asked.direction or 1, margin)
         )
     return Judged(title, metric, asked.treated, asked.base, verdict, rules.by_seed(high, low))
+
+
+def _levels(asked: Contrast, metric: Metric, arms: Arms) -> dict[float, Observed]:
+    return {level: observed(arms[name], metric, asked.at) for name, level in asked.levels.items()}
+
+
+def _steps(arm: Arm, metric: Metric, along: str) -> dict[float, Observed]:
+    """An arm's steps as levels: each at the root of its KL, where R = d (a - b d) is a parabola (arXiv:2210.10760)."""
+    found = {step: at_step(arm, step, along) for step in arm.steps}
+    if any(kl is None or kl.mean < 0 for kl in found.values()):
+        raise ConfigError(f"along={along}: arm {arm.label} does not measure it at every step")
+    return {math.sqrt(kl.mean): observed(arm, metric, step) for step, kl in found.items() if kl}
 
 
 def _peak(levels: Mapping[float, Observed], margin: float) -> Verdict:
@@ -170,7 +187,7 @@ def unit(of: str, metric: Metric, arm: Arm) -> float:
 def _in_place(primary: Contrast, control: str) -> Contrast:
     """The primary contrast with a negative control where the arm that should differ stands; of levels, the ends."""
     return Contrast(primary.metric, "effect", primary.margin, primary.of, primary.direction or 1, control, primary.base,
-                    {})  # fmt: skip
+                    {}, primary.at)  # fmt: skip
 
 
 def _valid(verdict: Verdict, gates: Sequence[Gate], controls: Sequence[Judged]) -> Verdict:

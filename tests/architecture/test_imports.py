@@ -19,7 +19,7 @@ LEVELS = [
     ["align.report", "align.compare", "align.terminal", "align.trackers", "align.watched", "align.watch_view",
      "align.watch"],
     ["align.attention", "align.head", "align.lora", "align.fused", "align.merged", "align.packing", "align.decoding",
-     "align.data", "align.device", "align.models", "align.reward_model", "align.forward"],
+     "align.data", "align.device", "align.models", "align.reward_model", "align.forward", "align.features"],
     ["align.sampling", "align.rewards", "align.critic"],
     ["align.measures"],
     ["align.probe", "align.stages", "align.describe"],

@@ -72,6 +72,45 @@ def test_a_dose_needs_four_levels():
         study_of(**changes, primary=primary | {"levels": {"a0": 0, "a1": 1, "a3": 1}})
 
 
+def test_a_peak_may_be_along_the_steps_of_one_arm():
+    primary = {"metric": "reward/gold", "rule": "peak", "high": "treated", "along": "kl/exact", "margin": 0.1}
+    peak = study_of(primary=primary).primary
+    assert (peak.treated, peak.base, peak.along, peak.arms) == ("treated", "start", "kl/exact", ["treated"])
+    with pytest.raises(ConfigError, match="primary.high is missing"):
+        spec.parse(declared(primary={key: value for key, value in primary.items() if key != "high"}))
+    with pytest.raises(ConfigError, match="primary.levels=.*there is no such key"):
+        spec.parse(declared(primary=primary | {"levels": {"plain": 1, "treated": 2}}))
+    with pytest.raises(ConfigError, match="primary.along=.*there is no such key"):
+        spec.parse(declared(primary=TRAINED["primary"] | {"along": "kl/exact"}))
+
+
+def test_a_step_is_a_whole_number_after_the_start():
+    assert study_of(primary=TRAINED["primary"] | {"at": 2}).primary.at == 2
+    for wrong in (0, -1, 1.5, "2"):
+        with pytest.raises(ConfigError, match=f"primary.at={wrong}: must be a step after the start"):
+            spec.parse(declared(primary=TRAINED["primary"] | {"at": wrong}))
+
+
+def test_a_gate_is_every_arms_or_of_the_arms_it_names():
+    assert study_of().gates == {"plain": {"kl/exact": (0.5, 10)}, "treated": {"kl/exact": (0.5, 10)}}
+    one = study_of(gates={"kl/exact": {"plain": [0, 1]}, "length/mean": [1, 2]}).gates
+    assert one == {"plain": {"kl/exact": (0, 1), "length/mean": (1, 2)}, "treated": {"length/mean": (1, 2)}}
+    with pytest.raises(ConfigError, match="gates.kl/exact=placebo: must be one of plain, treated"):
+        spec.parse(declared(gates={"kl/exact": {"placebo": [0, 1]}}))
+
+
+def test_a_level_in_the_middle_may_be_cured():
+    arms = {f"a{n}": [f"algo.beta={n}"] for n in range(4)}
+    primary = {
+        "metric": "length/mean",
+        "rule": "dose",
+        "direction": 1,
+        "margin": 1,
+        "levels": {f"a{n}": n for n in range(4)},
+    }
+    assert study_of(arms=arms, primary=primary, cure=TRAINED["cure"] | {"arm": "a1"}).cure.arm == "a1"
+
+
 def test_seeds_may_be_declared_for_each_tier():
     tiers = {"cpu": ["steps=1"], "gpu": ["steps=2"]}
     assert study_of(tiers=tiers).seeds == {"cpu": (0, 1, 2, 3, 4), "gpu": (0, 1, 2, 3, 4)}
@@ -91,7 +130,7 @@ def test_the_hash_follows_what_decides_and_not_the_prose():
 
 def test_a_file_is_named_in_what_is_wrong_with_it(tmp_path):
     file = write_study(tmp_path / "mine.yaml", kind="trained and exact")
-    with pytest.raises(ConfigError, match=r"mine.yaml: kind=trained and exact: must be one of trained, exact"):
+    with pytest.raises(ConfigError, match=r"mine.yaml: kind=trained and exact: must be one of trained, heads, exact"):
         spec.load(file)
     file.write_text("[1, 2]")
     with pytest.raises(ConfigError, match=r"mine.yaml: it holds no mapping"):
