@@ -85,7 +85,7 @@ def uncertainty_weighted(rewards: Array, coef: float) -> Array:
     return np.asarray(rewards.mean(0) - coef * rewards.var(0))
 
 
-def pair_accuracy(rewards: Array, gold: Array, counted: Array) -> float:
+def pair_accuracy(rewards: Array, gold: Array, counted: NDArray[np.bool_]) -> float:
     """Share of pairs of neighbouring answers, each answer in one pair, that the reward ranks as gold does; ties half.
 
     rewards, gold [prompts, answers]; counted, bool: pairs with another answer, or of equal gold, are left out.
