@@ -20,7 +20,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from align.config import plain
+from align.config import config_hash, plain
 from align.data import find_pool
 from align.data.annotator import answers_to, check_settings, label_settings, prompts
 from align.data.dataset import digest
@@ -146,7 +146,7 @@ def judge(ground: Ground, task: Task) -> SeedRun:
     ]
     proxy = _combined(own, members, ground.judged)
     config = plain(task.experiment) | {"heads": asdict(own)}
-    record = RunRecord(Path(), config, ground.meta, "finished", ())
+    record = RunRecord(Path(), config, ground.meta | {"config_hash": config_hash(config)}, "finished", ())
     return curve(ground.judged, proxy, record, task.experiment.steps)
 
 

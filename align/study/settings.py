@@ -90,6 +90,7 @@ def fits(experiment: Experiment) -> None:
     need(e.data.kind == "annotator", "data", e.data.name, "heads need a gold score: use data=annotator")
     need(e.reward.formula == "learned" and e.reward.learned.run is None, "reward.formula", e.reward.formula,
          "a head stands in for the learned reward: use reward=learned alone")  # fmt: skip
+    need(e.steps >= 2, "steps", e.steps, "is doublings of n: two or more make a curve")
     need(4 * 2**e.steps <= e.probe.samples, "probe.samples", e.probe.samples,
          f"best of 2^{e.steps} needs {4 * 2**e.steps} answers or more: with fewer than four times n, the estimator's "
          "variance explodes")  # fmt: skip

@@ -91,6 +91,7 @@ def planned(tmp_path, *extra, **changes) -> engine.Plan:
     ("extra", "said"),
     [
         ("steps=3", "probe.samples=16: best of 2.3 needs 32 answers"),
+        ("steps=1", "steps=1: is doublings of n: two or more make a curve"),
         ("reward.formula=learned+length", "a head stands in for the learned reward"),
         ("algo=rloo algo.optimizer.warmup_steps=0", "algo=rloo: a study of kind heads judges by algo=best_of_n"),
         ("heads.rnak=3", "arm noisy: heads.rnak=3"),
@@ -254,6 +255,8 @@ def test_the_command_writes_page_and_verdict_and_says_the_same_twice(on_made_up,
     assert "frontier-gold" in page and "rm/gold_accuracy" in page and "align.compare" not in page
     assert cli.main(arguments) == 0 and (tmp_path / "out/made_up/verdict.json").read_bytes() == kept
     assert cli.main([*arguments, "jobs=2"]) == 1 and "heads are fitted in this process" in capsys.readouterr().err
+    assert cli.main([*arguments, "heads.rank=7"]) == 1
+    assert capsys.readouterr().err == "error: rank=7: 2352 answers vary in 6 directions only; lower the rank\n"
 
 
 def test_arms_that_would_be_judged_on_other_answers_are_refused(tmp_path):
