@@ -125,8 +125,9 @@ def curve_of(judged: Judged, proxy: np.ndarray, doublings: int):
 
 def test_by_gold_itself_step_s_is_the_expected_best_of_two_to_the_s():
     table = np.random.default_rng(0).normal(size=(3, 8))
+    pairs, fours = ([[max(group) for group in combinations(row, n)] for row in table] for n in (2, 4))
+    assert curve_of(judged_of(table), table, 2).value(2, "reward/gold") == pytest.approx(np.mean(fours))
     run = curve_of(judged_of(table), table, 1)
-    pairs = [[max(pair) for pair in combinations(row, 2)] for row in table]
     assert run.value(0, "reward/gold") == pytest.approx(table.mean())
     assert run.value(1, "reward/gold") == pytest.approx(np.mean(pairs)) == run.value(1, "reward/proxy")
     assert run.value(1, "kl/bound") == pytest.approx(math.log(2) - 0.5)
