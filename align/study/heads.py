@@ -40,8 +40,8 @@ from align.study.settings import Heads
 from align.study.verdict import Arms, assemble
 from reward_models import heads
 from reward_models.annotator import Answer, GoldScale, fit_scale, gold
-from reward_models.labels import LabelSettings, label_pairs
 from reward_models.heads import Array
+from reward_models.labels import LabelSettings, label_pairs
 
 SIDES = ("chosen", "rejected")
 ORACLE = 16  # gate: the best of so many by gold itself
