@@ -22,7 +22,7 @@ from align.report.metrics import kl_metric
 from align.report.text import visible
 from align.run import USER_ERRORS
 from align.runs import RunError, write_text
-from align.study import engine, exact, page, record, spec, verdict
+from align.study import engine, exact, page, record, spec, values, verdict
 from align.study.rules import Verdict
 from align.study.spec import Study
 
@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str]) -> Options:
         "",
         "name the study: study=NAME; without any argument they are listed",
     )
-    spec.overrides(extra, "command line")
+    values.overrides(extra, "command line")
     return Options(**given, extra=tuple(extra))
 
 
@@ -177,7 +177,7 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = text.split(",")
     need(all(part.isdecimal() for part in parts), "seeds", text, "must be whole numbers with commas: seeds=0,1,2")
-    return spec.seed_list([int(part) for part in parts])
+    return values.seed_list([int(part) for part in parts])
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -46,6 +46,13 @@ class Plan:
     def as_declared(self) -> bool:
         return not self.extra and self.seeds == (self.study.seeds or {}).get(self.tier)
 
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """Controls and mitigations may have fewer: they decide no claim."""
+        study = self.study
+        assert study.roles is not None
+        few = study.beside is not None and study.roles[arm] != "arm"
+        return self.seeds[: study.beside[self.tier]] if few and study.beside else self.seeds
+
 
 @dataclass(frozen=True)
 class Task:
@@ -104,7 +111,7 @@ def _tasks(arm: str, overrides: tuple[str, ...], chosen: Plan) -> Iterator[Task]
     try:
         heads = settings.parse(own) if chosen.study.kind == "heads" else None
         cfg = compose("run", overrides=list(runs))
-        for seed in chosen.seeds:
+        for seed in chosen.seeds_of(arm):
             cfg.seed, cfg.runs_root, cfg.resume = seed, str(chosen.runs_root), True
             experiment = check(cfg)
             if heads is not None:

@@ -17,6 +17,7 @@
                                          {KEY: {ARM: [low, high]}}: of these arms alone
     controls: {NAME: [...]}              optional: negative controls, each in the place of the arm that should differ
     mitigations: {NAME: [...]}           optional: shown beside the arm that they cure
+    beside: {cpu: 3, gpu: 5}             optional: how many of the seeds, the first, these two kinds of arms have
     cure: {arm, removes, cost: {metric, margin, of}}   with mitigations: when one works
     secondary: {NAME: {as primary}}      optional: further contrasts, corrected by Holm
 A contrast has metric (a key of the probe), rule (align/study/rules.py), margin, and what the rule needs: effect: high,
@@ -38,8 +39,9 @@ from typing import Any
 
 import yaml
 
-from align.refusals import ConfigError, need, one_of, refuse_unknown
+from align.refusals import ConfigError, need, one_of
 from align.run import CONF
+from align.study import values
 
 STUDIES = CONF / "study"
 START = "start"
@@ -50,10 +52,9 @@ NEEDS = {
     "peak": ("levels",),
 }
 LEVELS = {"dose": 4, "peak": 3}
-UNITS = ("absolute", "base_mean", "base_within_prompt_sd")
 PROSE = ("name", "question", "claim", "literature", "not_shown", "kind")
 DECIDES = ("base", "tiers", "arms", "seeds", "primary", "gates")
-OPTIONAL = ("controls", "mitigations", "cure", "secondary")
+OPTIONAL = ("controls", "mitigations", "cure", "secondary", "beside")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Study:
     roles: Mapping[str, str] | None = None  # arm -> arm | control | mitigation, in the order of the page
     overrides: Mapping[str, tuple[str, ...]] | None = None  # arm -> its own overrides
     seeds: Mapping[str, tuple[int, ...]] | None = None  # tier -> its seeds
+    beside: Mapping[str, int] | None = None  # tier -> how many of them controls and mitigations have; None: all
     primary: Contrast | None = None
     secondary: Mapping[str, Contrast] | None = None
     gates: Mapping[str, Mapping[str, tuple[float, float]]] | None = None  # arm -> key -> lowest, highest
@@ -155,10 +157,10 @@ def load(path: Path) -> Study:
 def parse(raw: Mapping[str, Any]) -> Study:
     one_of(raw.get("kind"), ("trained", "heads", "exact"), "kind")
     exact = raw["kind"] == "exact"
-    _keys(raw, [*PROSE, *(("module",) if exact else DECIDES)], () if exact else OPTIONAL, "")
+    values.keys(raw, [*PROSE, *(("module",) if exact else DECIDES)], () if exact else OPTIONAL, "")
     need(isinstance(raw["name"], str) and re.fullmatch(r"[a-z0-9_]+", raw["name"]) is not None, "name", raw["name"],
          "must be of small letters, digits and _: a folder is called so")  # fmt: skip
-    _keys(_mapping(raw["question"], "question"), ["en", "zh"], (), "question")
+    values.keys(values.mapping(raw["question"], "question"), ["en", "zh"], (), "question")
     prose = {key: str(raw[key]).strip() for key in PROSE if key != "question"}
     question = {language: str(text).strip() for language, text in raw["question"].items()}
     if exact:
@@ -169,55 +171,46 @@ def parse(raw: Mapping[str, Any]) -> Study:
 def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
     roles, own_of = {}, {}
     for key, role in (("arms", "arm"), ("controls", "control"), ("mitigations", "mitigation")):
-        for name, own in _mapping(raw.get(key, {}), key).items():
+        for name, own in values.mapping(raw.get(key, {}), key).items():
             need(isinstance(name, str) and re.fullmatch(r"[a-z0-9_]+", name) is not None and name != START, key, name,
                  f"an arm's name is of small letters, digits and _, and not {START}")  # fmt: skip
             need(name not in roles, key, name, "two arms have this name; rename one")
-            roles[name], own_of[name] = role, overrides(own, f"{key}.{name}")
+            roles[name], own_of[name] = role, values.overrides(own, f"{key}.{name}")
     arms = [name for name, role in roles.items() if role == "arm"]
     need(("cure" in raw) == bool(raw.get("mitigations")), "cure", raw.get("cure"),
          "declares when a mitigation works: give it exactly where there are mitigations")  # fmt: skip
-    tiers = {name: overrides(own, f"tiers.{name}") for name, own in _mapping(raw["tiers"], "tiers").items()}
+    tiers = {
+        name: values.overrides(own, f"tiers.{name}") for name, own in values.mapping(raw["tiers"], "tiers").items()
+    }
     need(bool(tiers), "tiers", raw["tiers"], "must have one at least, e.g. cpu")
-    secondary = _mapping(raw.get("secondary", {}), "secondary")
+    secondary = values.mapping(raw.get("secondary", {}), "secondary")
     primary = _contrast(raw["primary"], arms, "primary")
     return Study(
         **head,
-        base=overrides(raw["base"], "base"),
+        base=values.overrides(raw["base"], "base"),
         tiers=tiers,
         roles=roles,
         overrides=own_of,
-        seeds=_seeds(raw["seeds"], list(tiers)),
+        seeds=values.seeds_by_tier(raw["seeds"], list(tiers)),
+        beside=values.beside(raw["beside"], values.seeds_by_tier(raw["seeds"], list(tiers)))
+        if "beside" in raw
+        else None,
         primary=primary,
         secondary={str(name): _contrast(own, arms, f"secondary.{name}") for name, own in secondary.items()},
-        gates=_gates(_mapping(raw["gates"], "gates"), arms),
+        gates=values.gates(values.mapping(raw["gates"], "gates"), arms),
         cure=_cure(raw["cure"], primary) if "cure" in raw else None,
     )
 
 
-def _seeds(raw: Any, tiers: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """One list for every tier, or each tier's own."""
-    if isinstance(raw, dict):
-        _keys(raw, tiers, (), "seeds")
-    found = raw if isinstance(raw, dict) else dict.fromkeys(tiers, raw)
-    return {tier: seed_list(found[tier]) for tier in tiers}
-
-
-def seed_list(raw: Any) -> tuple[int, ...]:
-    whole = isinstance(raw, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in raw)
-    need(whole and len({*raw}) == len(raw) > 0, "seeds", raw, "must be a list of different whole numbers")
-    return tuple(raw)
-
-
 def _contrast(raw: Any, arms: Sequence[str], where: str) -> Contrast:
-    rule = _mapping(raw, where).get("rule")
+    rule = values.mapping(raw, where).get("rule")
     one_of(rule, tuple(NEEDS), f"{where}.rule")
     along = rule == "peak" and "along" in raw
     needs = ("high", "along") if along else NEEDS[rule]
-    _keys(raw, ["metric", "rule", "margin", *needs], ("of",) if along else ("of", "at"), where)
-    levels = _mapping(raw.get("levels", {}), f"{where}.levels")
+    values.keys(raw, ["metric", "rule", "margin", *needs], ("of",) if along else ("of", "at"), where)
+    levels = values.mapping(raw.get("levels", {}), f"{where}.levels")
     for level in levels.values():
-        _number(level, f"{where}.levels")
+        values.number(level, f"{where}.levels")
     need(along or len({*levels.values()}) >= LEVELS.get(rule, 0), f"{where}.levels", levels,
          f"rule={rule} needs {LEVELS.get(rule)} different levels or more")  # fmt: skip
     direction = raw.get("direction")
@@ -229,70 +222,19 @@ def _contrast(raw: Any, arms: Sequence[str], where: str) -> Contrast:
     need(high is None or high != low, f"{where}.low", low, "is the arm `high` itself")
     at = raw.get("at")
     need(at is None or (isinstance(at, int) and at > 0), f"{where}.at", at, "must be a step after the start: 1 or more")
-    margin, of = _margin(raw, where)
+    margin, of = values.margin_of(raw, where)
     return Contrast(str(raw["metric"]), rule, margin, of, direction, high, low, levels, at, raw.get("along"))
 
 
 def _cure(raw: Any, primary: Contrast) -> Cure:
-    _keys(_mapping(raw, "cure"), ["arm", "removes", "cost"], (), "cure")
+    values.keys(values.mapping(raw, "cure"), ["arm", "removes", "cost"], (), "cure")
     # the effect is between these two; of levels, between the arm and the highest
     ill = primary.arms if primary.levels else [name for name in (primary.treated, primary.base) if name != START]
     one_of(raw["arm"], ill, "cure.arm")
-    removes = _number(raw["removes"], "cure.removes")
+    removes = values.number(raw["removes"], "cure.removes")
     need(0 < removes <= 1, "cure.removes", removes, "is a share of the effect: above 0, at most 1")
-    _keys(_mapping(raw["cost"], "cure.cost"), ["metric", "margin"], ("of",), "cure.cost")
-    return Cure(raw["arm"], removes, Cost(str(raw["cost"]["metric"]), *_margin(raw["cost"], "cure.cost")))
-
-
-def _margin(raw: Mapping[str, Any], where: str) -> tuple[float, str]:
-    margin = _number(raw["margin"], f"{where}.margin")
-    need(margin > 0, f"{where}.margin", margin, "must be above 0: what would be too small to matter?")
-    one_of(raw.get("of", "absolute"), UNITS, f"{where}.of")
-    return margin, raw.get("of", "absolute")
-
-
-def _gates(raw: Mapping[str, Any], arms: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Arm -> key -> limits; without arms of its own a gate is every arm's."""
-    found: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in arms}
-    for key, own in raw.items():
-        limits = own if isinstance(own, dict) else dict.fromkeys(arms, own)
-        for name, limit in limits.items():
-            one_of(name, arms, f"gates.{key}")
-            found[name][str(key)] = _gate(limit, key)
-    return found
-
-
-def _gate(limits: Any, key: str) -> tuple[float, float]:
-    need(isinstance(limits, list) and len(limits) == 2, f"gates.{key}", limits, "must be [lowest, highest]")
-    low, high = (_number(limit, f"gates.{key}") for limit in limits)
-    need(low < high, f"gates.{key}", limits, "the first must be below the second")
-    return low, high
-
-
-def overrides(raw: Any, where: str) -> tuple[str, ...]:
-    need(isinstance(raw, list) and all(isinstance(item, str) and "=" in item for item in raw), where, raw,
-         "must be a list of KEY=VALUE")  # fmt: skip
-    for item in raw:
-        key = item.partition("=")[0]
-        need(key not in ("seed", "run_dir", "runs_root", "resume"), f"{where}.{key}", item, "is the study's to choose")
-    return tuple(raw)
-
-
-def _mapping(raw: Any, where: str) -> Mapping[str, Any]:
-    need(isinstance(raw, dict), where, raw, "must be a mapping of keys")
-    return raw
-
-
-def _number(raw: Any, where: str) -> float:
-    need(isinstance(raw, int | float) and not isinstance(raw, bool), where, raw, "must be a number")
-    return float(raw)
-
-
-def _keys(raw: Mapping[str, Any], required: Sequence[str], optional: Sequence[str], where: str) -> None:
-    refuse_unknown(raw, [*required, *optional], where)
-    for key in required:
-        if raw.get(key) is None:
-            raise ConfigError(f"{where}.{key} is missing".removeprefix("."))
+    values.keys(values.mapping(raw["cost"], "cure.cost"), ["metric", "margin"], ("of",), "cure.cost")
+    return Cure(raw["arm"], removes, Cost(str(raw["cost"]["metric"]), *values.margin_of(raw["cost"], "cure.cost")))
 
 
 def _digest(raw: Mapping[str, Any], keys: Sequence[str]) -> str:

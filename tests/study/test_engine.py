@@ -50,7 +50,7 @@ def test_every_study_in_conf_is_named_as_its_file_and_makes_valid_runs(file, tmp
     for tier in study.tiers or {}:
         chosen = engine.plan(study, tier, None, (), tmp_path)
         tasks = engine.expand(chosen)
-        assert len(tasks) == len(study.roles) * len(study.seeds[tier]) and chosen.as_declared
+        assert len(tasks) == sum(len(chosen.seeds_of(arm)) for arm in study.roles) and chosen.as_declared
         if study.kind == "trained":
             assert {task.experiment.probe.samples for task in tasks} == {4}  # probe=full, in every arm
 
@@ -73,6 +73,14 @@ def test_a_tier_has_its_seeds_and_settings(tmp_path):
     assert len(tasks) == 6 and {t.experiment.steps for t in tasks} == {3}
     with pytest.raises(ConfigError, match="tier=tpu: must be one of cpu, gpu"):
         planned(tmp_path, tier="tpu")
+
+
+def test_controls_and_mitigations_may_have_fewer_of_the_seeds(tmp_path):
+    few = {"beside": {"cpu": 1, "gpu": 3}, "controls": {"placebo": ["algo.optimizer.lr=0.2"]}}
+    for tier, seeds, control in (("cpu", [0, 1], [0]), ("gpu", [0, 1, 2], [0, 1, 2])):
+        tasks = engine.expand(planned(tmp_path, tier=tier, **few))
+        assert {arm: [task.seed for task in tasks if task.arm == arm] for arm in ("plain", "treated", "placebo")} == {
+            "plain": seeds, "treated": seeds, "placebo": control}  # fmt: skip
 
 
 def test_what_is_changed_by_hand_is_not_as_declared(tmp_path):

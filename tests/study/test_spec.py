@@ -46,13 +46,15 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant():
         ("arms", {"placebo": []}, "controls=placebo: two arms have this name"),
         ("arms", {"plain": ["seed=1"]}, "arms.plain.seed=seed=1: is the study's to choose"),
         ("arms", {"plain": "algo=dpo"}, "arms.plain=algo=dpo: must be a list of KEY=VALUE"),
+        ("beside", {"cpu": 6}, "beside.cpu=6: is how many of the 5 seeds"),
+        ("beside", {"gpu": 1}, "beside.gpu"),
         ("cure", {"removes": 2}, "cure.removes=2.0: is a share"),
         ("cure", {"arm": "placebo"}, "cure.arm=placebo: must be one of treated, plain"),
     ],
 )
 def test_what_cannot_be_is_refused_with_key_value_and_fix(part, change, said):
     with pytest.raises(ConfigError, match=said):
-        spec.parse(declared(**{part: copy.deepcopy(TRAINED[part]) | change}))
+        spec.parse(declared(**{part: copy.deepcopy(TRAINED.get(part, {})) | change}))
 
 
 def test_mitigations_need_a_declared_cure_and_a_cure_needs_mitigations():
