@@ -131,9 +131,19 @@ def plain(experiment: Experiment) -> dict[str, Any]:
 
 
 def config_hash(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of what the experiment is, without where it is written. Equal hash, equal experiment."""
+    """SHA-256 of what the experiment is, without where it is written. Equal hash, equal experiment.
+
+    A setting that is null is left out: runs older than the setting are found again.
+    """
     kept = {key: value for key, value in settings.items() if key not in CIRCUMSTANCES}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_given(kept), sort_keys=True).encode()).hexdigest()
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _given(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items() if value is not None
+    }  # fmt: skip
 
 
 def _join(prefix: str, key: str) -> str:

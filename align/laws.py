@@ -132,6 +132,9 @@ def _annotator(e: Experiment) -> None:
     need(labels.sharpness > 0, "data.labels.sharpness", labels.sharpness, "must be > 0 (inf: no label noise)")
     finite(labels.flips, "data.labels.flips", 0, 0.5)
     finite(labels.length_bias, "data.labels.length_bias", -10, 10)
+    if (band := labels.similarity) is not None:
+        need(len(band) == 2 and 0 <= band[0] < band[1] <= 1, "data.labels.similarity", list(band),
+             "must be [lowest, highest] quantile, within [0, 1]; null keeps every pair")  # fmt: skip
     need(labels.seed >= 0, "data.labels.seed", labels.seed, "must be >= 0")
 
 
@@ -168,6 +171,8 @@ def _sampling_and_probe(e: Experiment) -> None:
     for key in ("every", "prompts", "samples"):
         positive(getattr(e.probe, key), f"probe.{key}")
     need(e.probe.pairs >= 0, "probe.pairs", e.probe.pairs, "must be >= 0")
+    few = e.probe.train_pairs
+    need(few is None or few > 0, "probe.train_pairs", few, "must be > 0, or null to look at held-out pairs alone")
 
 
 def _cuts(e: Experiment) -> None:

@@ -52,7 +52,8 @@ class Probe:
         self.pairs = self.data.heldout_pairs[: self.cfg.pairs]
         self.neutral = replace(self.sampling, temperature=1.0, top_k=None, top_p=None, min_p=None)
         self._reference: tuple[Tensor, Tensor] | None = None  # gold and length of its own answers, [B] each
-        self._reference_pairs: Tensor | None = None
+        self.train_pairs = self.data.train_pairs[: self.cfg.train_pairs or 0]
+        self._reference_pairs: dict[str, Tensor] = {}  # "" held out, "train_" trained on
 
     def measure(self, step: int) -> Measured:
         """Metrics of the policy as it is now, and one row for each completion that was looked at."""
@@ -65,7 +66,7 @@ class Probe:
         batch = self.batch(completions)
         found = divergence(policy.model, policy.reference, batch, tokens=TOKENS)
         metrics, samples = self.judged(step, completions, found)
-        metrics |= self._pairs() | self._greedy()
+        metrics |= self._pairs(self.pairs) | self._pairs(self.train_pairs, "train_") | self._greedy()
         metrics["time/probe"] = time.perf_counter() - started
         return metrics, samples
 
@@ -132,20 +133,20 @@ class Probe:
             self._reference = self.gold(answers), answers.lengths.float()
         return self._reference
 
-    def _pairs(self) -> dict[str, float]:
-        """The policy's implicit preference on held-out pairs: log-ratios to the reference, not scaled by any beta."""
-        if not self.pairs:
+    def _pairs(self, pairs: Sequence[PreferencePair], which: str = "") -> dict[str, float]:
+        """The policy's implicit preference on pairs: log-ratios to the reference, not scaled by any beta."""
+        if not pairs:
             return {}
-        batch = pair_batch(self.pairs, self.policy)
-        if self._reference_pairs is None:  # the reference never changes: once is enough
-            self._reference_pairs = score(Scorer(self.policy.reference, 1.0), batch, tokens=TOKENS)[0]
+        batch = pair_batch(pairs, self.policy)
+        if which not in self._reference_pairs:  # the reference never changes: once is enough
+            self._reference_pairs[which] = score(Scorer(self.policy.reference, 1.0), batch, tokens=TOKENS)[0]
         logprobs, _ = score(Scorer(self.policy.model, 1.0), batch, tokens=TOKENS)
-        chosen, rejected = masked_sum(k1(logprobs, self._reference_pairs), batch.completion_mask, -1).chunk(2)
+        chosen, rejected = masked_sum(k1(logprobs, self._reference_pairs[which]), batch.completion_mask, -1).chunk(2)
         return {
-            "pref/accuracy": float(accuracy(chosen, rejected)),
-            "pref/margin": float((chosen - rejected).mean()),
-            "pref/chosen_logprob": float(chosen.mean()),
-            "pref/rejected_logprob": float(rejected.mean()),
+            f"pref/{which}accuracy": float(accuracy(chosen, rejected)),
+            f"pref/{which}margin": float((chosen - rejected).mean()),
+            f"pref/{which}chosen_logprob": float(chosen.mean()),
+            f"pref/{which}rejected_logprob": float(rejected.mean()),
         }
 
     def _greedy(self) -> dict[str, float]:

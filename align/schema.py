@@ -45,6 +45,7 @@ class Labels:
     sharpness: float = MISSING
     flips: float = MISSING
     length_bias: float = MISSING
+    similarity: list[float] | None = MISSING  # lowest, highest quantile
     seed: int = MISSING
 
 
@@ -233,6 +234,7 @@ class Probe:
     prompts: int = MISSING
     samples: int = MISSING
     pairs: int = MISSING
+    train_pairs: int | None = MISSING
     greedy: bool = MISSING
 
 

@@ -17,6 +17,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from reward_models.annotator import WEIGHTS, Answer, GoldScale, gold
 
@@ -28,7 +29,10 @@ JITTER = 0.6
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """Who labels, and how. `pairs` at most; sharpness may be inf (always the better one by the annotator's gold)."""
+    """Who labels, and how. `pairs` at most; sharpness may be inf (always the better one by the annotator's gold).
+
+    `similarity` keeps the pairs of a pool from one quantile to another by how alike their answers are.
+    """
 
     pairs: int
     annotators: int
@@ -36,6 +40,7 @@ class LabelSettings:
     flips: float
     length_bias: float
     seed: int
+    similarity: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Labelled:
     """The pairs, and what was left aside on the way to them."""
 
     pairs: tuple[LabelledPair, ...]
-    available: int  # disjoint pairs the pool gives
+    available: int  # disjoint pairs the pool gives, of those asked for by similarity
     identical: int  # pairs left out since both answers read the same
 
 
@@ -105,4 +110,23 @@ def label_pairs(pool: Mapping[str, Sequence[Answer]], scale: GoldScale, settings
             chosen, rejected = (one, two) if first else (two, one)
             turn.append(LabelledPair(prompt_id, chosen, rejected, gold(chosen, scale) - gold(rejected, scale), number))
     pairs = [pair for turn in rounds for pair in turn]
+    if settings.similarity is not None:
+        pairs = _banded(pairs, *settings.similarity)
     return Labelled(tuple(pairs[: settings.pairs]), len(pairs), identical)
+
+
+def similarity(one: str, two: str) -> float:
+    """2 M / T, M the words in common runs and T all words of both (Ratcliff & Obershelp): 1 are equal, 0 share none.
+
+    The same whichever of the two comes first.
+    """
+    first, second = (text.split() for text in sorted((one, two)))
+    return SequenceMatcher(None, first, second, autojunk=False).ratio()
+
+
+def _banded(pairs: Sequence[LabelledPair], low: float, high: float) -> list[LabelledPair]:
+    """The pairs from one quantile of similarity to another, in the order given. Labels leave the bands alone."""
+    alike = [similarity(pair.chosen.text, pair.rejected.text) for pair in pairs]
+    order = sorted(range(len(pairs)), key=alike.__getitem__)
+    kept = set(order[round(low * len(pairs)) : round(high * len(pairs))])
+    return [pair for number, pair in enumerate(pairs) if number in kept]

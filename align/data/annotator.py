@@ -216,13 +216,16 @@ def build(cfg: Any, pool: Pool) -> Data:
 
 
 def _fingerprint(pool: Pool, settings: LabelSettings, scale: GoldScale) -> str:
-    """One annotator is left out: the fingerprint of such data, and the runs that have it, are older than panels."""
-    labels = {key: value for key, value in asdict(settings).items() if (key, value) != ("annotators", 1)}
+    """What settings were before there was a choice is left out: such data, and the runs that have it, are older."""
+    older = (("annotators", 1), ("similarity", None))
+    labels = {key: value for key, value in asdict(settings).items() if (key, value) not in older}
     return digest([asdict(pool.header), [asdict(row) for row in pool.rows], labels, scale.digest()])
 
 
 def label_settings(cfg: Any) -> LabelSettings:
-    return LabelSettings(**{field.name: getattr(cfg.labels, field.name) for field in fields(LabelSettings)})
+    given = {field.name: getattr(cfg.labels, field.name) for field in fields(LabelSettings)}
+    band = given["similarity"]
+    return LabelSettings(**given | {"similarity": band and tuple(band)})
 
 
 def check_settings(cfg: Any, pool: Pool) -> None:

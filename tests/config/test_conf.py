@@ -115,6 +115,12 @@ def test_where_and_how_a_run_is_carried_out_does_not_change_what_it_is():
         assert config_hash(here) != config_hash(plain(composed(other)))
 
 
+def test_a_setting_that_a_later_version_adds_and_leaves_null_does_not_change_what_a_run_is():
+    now = plain(composed())
+    later = now | {"new": None, "data": {**now["data"], "new": None}}
+    assert config_hash(now) == config_hash(later) != config_hash(now | {"data": {**now["data"], "new": 0}})
+
+
 def test_labels_without_noise_are_asked_for_as_the_refusal_says():
     assert composed("data.labels.sharpness=inf").data.labels.sharpness == math.inf
 

@@ -18,7 +18,7 @@ from reward_models.base import Sample
 
 def config(path=None, **labels):
     pool = SimpleNamespace(samples=8, max_new_tokens=128, temperature=1.0, path=path)
-    asked = {"pairs": 400, "annotators": 1, "sharpness": 1.5, "flips": 0.0, "length_bias": 0.0, "seed": 0} | labels
+    asked = {"pairs": 400, "annotators": 1, "sharpness": 1.5, "flips": 0.0, "length_bias": 0.0, "similarity": None, "seed": 0} | labels
     return SimpleNamespace(kind="annotator", name="annotator", pool=pool, labels=SimpleNamespace(**asked))
 
 
