@@ -14,12 +14,14 @@ import pytest
 from align.data import DataError, load
 from align.data.annotator import build, make_pool, pool_key, pool_prompts, prompts, read_pool, write_pool
 from reward_models.base import Sample
+from reward_models.labels import similarity
 
 
 def config(path=None, **labels):
     pool = SimpleNamespace(samples=8, max_new_tokens=128, temperature=1.0, path=path)
-    asked = {"pairs": 400, "annotators": 1, "sharpness": 1.5, "flips": 0.0, "length_bias": 0.0, "similarity": None, "seed": 0} | labels
-    return SimpleNamespace(kind="annotator", name="annotator", pool=pool, labels=SimpleNamespace(**asked))
+    asked = {"pairs": 400, "annotators": 1, "sharpness": 1.5, "flips": 0.0, "length_bias": 0.0, "similarity": None}
+    labels = SimpleNamespace(**asked | {"seed": 0} | labels)
+    return SimpleNamespace(kind="annotator", name="annotator", pool=pool, labels=labels)
 
 
 def babble(asked, samples):
@@ -88,6 +90,14 @@ def test_length_bias_makes_chosen_answers_longer(pool):
 
     assert abs(longer(0.0) - 0.5) < 0.075  # 3 SE of 400 pairs
     assert longer(1.5) > 0.62  # .71 in the calibration table
+
+
+def test_pairs_of_one_similarity_are_trained_on_and_held_out(pool):
+    far, near = (build(config(pairs=150, similarity=band), pool) for band in ([0, 0.25], [0.75, 1]))
+    for side in ("train_pairs", "heldout_pairs"):
+        one, other = ([similarity(p.chosen, p.rejected) for p in getattr(data, side)] for data in (far, near))
+        assert max(one) < min(other)
+    assert far.fingerprint != near.fingerprint
 
 
 def test_truncated_answers_are_dropped_and_their_number_and_length_noted(data, pool):

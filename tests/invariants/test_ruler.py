@@ -18,7 +18,7 @@ from align.maths.masked import masked_sum
 from align.measures import kl_fields, kl_metrics, length_metrics, sample_rows, text_fields, text_metrics
 from align.models import Policy
 from align.probe import Probe
-from align.records import Completions
+from align.records import Completions, PreferencePair
 from align.rewards import Rewards
 from align.sampling import sample
 from tests.invariants import families
@@ -155,9 +155,10 @@ def test_what_a_completion_lacks_is_nan_in_its_fields_and_null_on_disk(tmp_path)
 # --- wins against the reference ---
 
 
-def ruler(gold: Any) -> Probe:
-    data = SimpleNamespace(heldout_prompts=PROMPTS, heldout_pairs=[], gold=gold, verifier=None)
-    cfg = SimpleNamespace(prompts=4, pairs=0, samples=8, greedy=False)
+def ruler(gold: Any, **pairs: Any) -> Probe:
+    data = SimpleNamespace(heldout_prompts=PROMPTS, gold=gold, verifier=None, heldout_pairs=pairs.get("held", []),
+                           train_pairs=pairs.get("train", []))  # fmt: skip
+    cfg = SimpleNamespace(prompts=4, pairs=2, train_pairs=pairs.get("asked"), samples=8, greedy=False)
     return Probe(cfg, families.sampling(max_new_tokens=12), families.policy("llama"), data, Rewards({}), seed=0)
 
 
@@ -171,6 +172,16 @@ def test_an_untrained_policy_ties_with_itself():
     metrics, rows = probe.measure(0)
     assert (metrics["win/gold"], metrics["win/gold_lc"]) == (0.5, pytest.approx(0.5, abs=1e-12))
     assert {row["win"] for row in rows} == {0.5} and {row["kl_exact"] for row in rows} == {0.0}
+
+
+def test_training_pairs_are_looked_at_where_asked_for_by_the_same_numbers():
+    one, other = (PreferencePair(PROMPTS[i], text, "No.") for i, text in ((0, "An apple."), (1, "Rain")))
+    names = ("accuracy", "margin", "chosen_logprob", "rejected_logprob")
+    both = ruler(length_gold, held=[one, other], train=[one, other, one], asked=2).measure(5)[0]
+    assert [both[f"pref/train_{name}"] for name in names] == [both[f"pref/{name}"] for name in names]
+    alone = ruler(length_gold, held=[other], train=[one], asked=2).measure(5)[0]
+    assert alone["pref/margin"] != alone["pref/train_margin"] != 0
+    assert not any("train_" in key for key in ruler(length_gold, held=[one], train=[one]).measure(5)[0])
 
 
 def test_wins_are_against_the_references_own_answers_and_survive_a_resume():

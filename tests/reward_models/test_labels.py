@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from reward_models.annotator import Answer
-from reward_models.labels import LabelSettings, label_pairs, label_probability
+from reward_models.labels import LabelledPair, LabelSettings, label_pairs, label_probability, similarity
 from tests.reward_models.scales import plain_scale
 
 SCALE = plain_scale()
@@ -157,3 +158,23 @@ def test_without_noise_gold_decides_and_with_one_half_flips_nothing_does():
     coin = label_pairs(make_pool(400), SCALE, settings(sharpness=math.inf, flips=0.5)).pairs
     unequal = [pair.gold_margin > 0 for pair in coin if pair.gold_margin]
     assert np.mean(unequal) == pytest.approx(0.5, abs=0.06)  # 3 SE of 1,000 pairs
+
+
+def test_similarity_counts_the_words_of_common_runs():
+    assert similarity("a b c d", "a b c e") == similarity("a b c e", "a b c d") == 2 * 3 / 8
+    assert (similarity("a b", "a b"), similarity("a b", "c")) == (1.0, 0.0)
+    assert similarity("a x b", "b y a z") == similarity("b y a z", "a x b") == 2 * 1 / 7  # in one order, not as sets
+
+
+def key(pair: LabelledPair) -> tuple[str, str, str]:
+    return pair.prompt_id, pair.chosen.text, pair.rejected.text
+
+
+def test_bands_of_similarity_part_the_pairs_and_leave_their_labels_alone():
+    every = label_pairs(make_pool(), SCALE, settings(flips=0.3)).pairs
+    edges = [0.0, 0.25, 0.5, 0.75, 1.0]
+    bands = [label_pairs(make_pool(), SCALE, settings(flips=0.3, similarity=band)) for band in pairwise(edges)]
+    assert [len(band.pairs) for band in bands] == [band.available for band in bands] == [len(every) // 4] * 4
+    assert {key(pair) for band in bands for pair in band.pairs} == {key(pair) for pair in every}
+    alike = [[similarity(pair.chosen.text, pair.rejected.text) for pair in band.pairs] for band in bands]
+    assert all(max(one) <= min(other) for one, other in pairwise(alike)) and alike[0] != alike[3]

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
+from align.config import config_hash, plain
 from align.refusals import ConfigError
 from align.study import __main__ as cli
 from align.study import engine, spec
@@ -52,11 +54,14 @@ def test_every_study_in_conf_is_named_as_its_file_and_makes_valid_runs(file, tmp
         tasks = engine.expand(chosen)
         assert len(tasks) == sum(len(chosen.seeds_of(arm)) for arm in study.roles) and chosen.as_declared
         if study.kind == "trained":
-            assert {task.experiment.probe.samples for task in tasks} == {4}  # probe=full, in every arm
+            assert len({(e.probe.prompts, e.probe.samples) for e in (task.experiment for task in tasks)}) == 1
+            assert {task.experiment.probe.prompts for task in tasks} == {128}  # probe=full, in every arm
 
 
 def test_the_studies_of_the_project_are_there():
-    assert {"dpo_length", "sft_on_chosen", "rm_noise", "rm_overopt"} <= {file.stem for file in spec.files()}
+    assert {"dpo_length", "dpo_displacement", "sft_on_chosen", "rm_noise", "rm_overopt"} <= {
+        file.stem for file in spec.files()
+    }
 
 
 def test_an_arm_and_a_seed_are_a_run_and_later_overrides_win(tmp_path):
