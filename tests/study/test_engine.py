@@ -59,9 +59,18 @@ def test_every_study_in_conf_is_named_as_its_file_and_makes_valid_runs(file, tmp
 
 
 def test_the_studies_of_the_project_are_there():
-    assert {"dpo_length", "dpo_displacement", "sft_on_chosen", "rm_noise", "rm_overopt"} <= {
-        file.stem for file in spec.files()
-    }
+    asked = {"dpo_length", "dpo_displacement", "sft_on_chosen", "rm_noise", "rm_overopt"}
+    assert asked <= {file.stem for file in spec.files()}
+
+
+def test_two_studies_share_their_runs_of_plain_dpo(tmp_path):
+    def runs(name):
+        tasks = engine.expand(engine.plan(spec.load(spec.find(name)), "cpu", None, (), tmp_path))
+        return {config_hash(plain(task.experiment)): task.arm for task in tasks}
+
+    lengths, others = runs("dpo_length"), runs("sft_on_chosen")
+    shared = [(arm, others[key]) for key, arm in lengths.items() if key in others]
+    assert Counter(shared) == {("unbiased", "dpo"): 5, ("shuffled", "shuffled"): 3}
 
 
 def test_an_arm_and_a_seed_are_a_run_and_later_overrides_win(tmp_path):
