@@ -19,6 +19,7 @@ from align.study.spec import START, Contrast, Study
 
 KNOWN = {metric.key: metric for metric in vars(metrics).values() if isinstance(metric, Metric)}
 Arms = Mapping[str, Arm]
+GATE = "gate "  # how a note of the data that tells of a failed gate begins
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def examine(study: Study, arms: Arms) -> Found:
         for name in study.of_role("arm") for key, limits in (study.gates or {}).get(name, {}).items()
     )  # fmt: skip
     return Found(
-        arms, main, _valid(main.verdict, gates, controls), gates,
+        arms, main, _valid(main.verdict, gates, controls, _pools(arms)), gates,
         tuple(replace(one, verdict=kept[index]) for index, one in enumerate(others)),
         tuple(controls), _cures(study, arms, main),
     )  # fmt: skip
@@ -190,9 +191,16 @@ def _in_place(primary: Contrast, control: str) -> Contrast:
                     {}, primary.at)  # fmt: skip
 
 
-def _valid(verdict: Verdict, gates: Sequence[Gate], controls: Sequence[Judged]) -> Verdict:
-    """INVALID when a gate fails, or a negative control shows the effect."""
-    wrong = [
+def _pools(arms: Arms) -> list[str]:
+    """Gates of the data that failed, as the runs noted them (reward_models/gates.py)."""
+    noted = (run.record.meta.get("data_notes", ()) for arm in arms.values() for run in arm.seeds)
+    return sorted({note for notes in noted for note in notes if note.startswith(GATE)})
+
+
+def _valid(verdict: Verdict, gates: Sequence[Gate], controls: Sequence[Judged], pools: Sequence[str]) -> Verdict:
+    """INVALID when a gate fails, of the data or at an arm's end, or a negative control shows the effect."""
+    wrong = [*pools]
+    wrong += [
         f"gate {gate.key} of arm {gate.arm}: {_said(gate.value)}, must be within [{gate.low:g}, {gate.high:g}]"
         for gate in gates if not gate.passed
     ]  # fmt: skip

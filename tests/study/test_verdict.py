@@ -8,10 +8,11 @@ import math
 import pytest
 
 from align.refusals import ConfigError
+from align.report.arms import load
 from align.study import page, record
 from align.study.engine import Plan
 from align.study.rules import CONFIRMED, EQUIVALENT, INVALID, REVERSED
-from align.study.verdict import KNOWN, examine, unit
+from align.study.verdict import KNOWN, assemble, examine, unit
 from tests.study.fakes import ENDS, TRAINED, arms_of, study_of
 
 
@@ -64,6 +65,17 @@ def test_gates_are_of_the_arms_and_not_of_what_stands_beside(tmp_path):
 def test_a_gate_that_nothing_measured_is_a_failed_gate(tmp_path):
     found = found_of(tmp_path, gates={"text/rep9": [0, 1]})
     assert found.verdict.outcome == INVALID and "gate text/rep9 of arm plain: not measured" in found.verdict.reason
+
+
+def test_a_pool_whose_gate_failed_makes_it_invalid_and_other_notes_of_the_data_do_not(tmp_path):
+    study = study_of()
+    arms_of(tmp_path, study)
+    for name, note in (("plain-0", "identical answers: dropped 2"), ("treated-1", "gate truncation FAILED: 0.2")):
+        file = tmp_path / name / "meta.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"data_notes": [note]}))
+    again = {arm: load([tmp_path / f"{arm}-{s}" for s in study.seeds["cpu"]]) for arm in study.roles}
+    found = examine(study, assemble(again))
+    assert (found.verdict.outcome, found.verdict.reason) == (INVALID, "gate truncation FAILED: 0.2")
 
 
 def test_a_negative_control_that_shows_the_effect_makes_it_invalid(tmp_path):
