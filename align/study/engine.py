@@ -39,12 +39,17 @@ class Plan:
     study: Study
     tier: str
     seeds: tuple[int, ...]
-    extra: tuple[str, ...]  # overrides from the command line: with them the study is not the declared one
+    extra: tuple[str, ...]  # overrides from the command line: with others than it asks for, not the declared study
     runs_root: Path
 
     @property
+    def changes(self) -> list[str]:
+        """Overrides that the study does not ask for."""
+        return [item for item in self.extra if item.partition("=")[0] not in self.study.asks]
+
+    @property
     def as_declared(self) -> bool:
-        return not self.extra and self.seeds == (self.study.seeds or {}).get(self.tier)
+        return not self.changes and self.seeds == (self.study.seeds or {}).get(self.tier)
 
     def seeds_of(self, arm: str) -> tuple[int, ...]:
         """Controls and mitigations may have fewer: they decide no claim."""
@@ -79,6 +84,9 @@ class Failed:
 def plan(study: Study, tier: str, seeds: tuple[int, ...] | None, extra: Sequence[str], runs_root: Path) -> Plan:
     tiers = study.seeds or {}
     one_of(tier, tuple(tiers), "tier")
+    for key in study.asks:
+        given = any(item.partition("=")[0] == key for item in extra)
+        need(given, key, "", f"study={study.name} asks for it: give {key}=VALUE on the command line")
     return Plan(study, tier, seeds or tiers[tier], tuple(extra), runs_root)
 
 

@@ -120,7 +120,14 @@ def _command(chosen: Plan) -> str:
         [f"seeds={','.join(map(str, chosen.seeds))}"] if chosen.seeds != (chosen.study.seeds or {})[chosen.tier] else []
     )
     return " ".join(
-        ["python -m align.study", f"study={chosen.study.name}", f"tier={chosen.tier}", *seeds, *chosen.extra]
+        [
+            "python -m align.study",
+            f"study={chosen.study.name}",
+            f"tier={chosen.tier}",
+            *seeds,
+            *(f"{key}=..." for key in chosen.study.asks),
+            *chosen.changes,
+        ]
     )
 
 

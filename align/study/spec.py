@@ -10,6 +10,7 @@
 
     base: [KEY=VALUE, ...]               overrides of every run of align.run; one of a later list replaces the earlier
     tiers: {cpu: [...], gpu: [...]}      then these
+    asks: [data.path]                    optional: keys that the command line must give; giving them changes nothing
     arms: {NAME: [...], ...}             then these
     seeds: [0, 1, 2]                     or {cpu: [...], gpu: [...]}
     primary: {metric, rule, margin, ...} what decides; keys below
@@ -54,7 +55,7 @@ NEEDS = {
 LEVELS = {"dose": 4, "peak": 3}
 PROSE = ("name", "question", "claim", "literature", "not_shown", "kind")
 DECIDES = ("base", "tiers", "arms", "seeds", "primary", "gates")
-OPTIONAL = ("controls", "mitigations", "cure", "secondary", "beside")
+OPTIONAL = ("controls", "mitigations", "cure", "secondary", "beside", "asks")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Study:
     module: str | None = None
     base: tuple[str, ...] = ()
     tiers: Mapping[str, tuple[str, ...]] | None = None
+    asks: tuple[str, ...] = ()  # keys that the command line gives
     roles: Mapping[str, str] | None = None  # arm -> arm | control | mitigation, in the order of the page
     overrides: Mapping[str, tuple[str, ...]] | None = None  # arm -> its own overrides
     seeds: Mapping[str, tuple[int, ...]] | None = None  # tier -> its seeds
@@ -189,6 +191,7 @@ def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
         **head,
         base=values.overrides(raw["base"], "base"),
         tiers=tiers,
+        asks=values.names(raw.get("asks", []), "asks"),
         roles=roles,
         overrides=own_of,
         seeds=values.seeds_by_tier(raw["seeds"], list(tiers)),

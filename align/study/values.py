@@ -66,6 +66,11 @@ def overrides(raw: Any, where: str) -> tuple[str, ...]:
     return tuple(raw)
 
 
+def names(raw: Any, where: str) -> tuple[str, ...]:
+    need(isinstance(raw, list) and all(isinstance(item, str) for item in raw), where, raw, "must be a list of keys")
+    return tuple(raw)
+
+
 def mapping(raw: Any, where: str) -> Mapping[str, Any]:
     need(isinstance(raw, dict), where, raw, "must be a mapping of keys")
     return raw

@@ -50,7 +50,7 @@ def test_every_study_in_conf_is_named_as_its_file_and_makes_valid_runs(file, tmp
     study = spec.load(file)
     assert study.name == file.stem
     for tier in study.tiers or {}:
-        chosen = engine.plan(study, tier, None, (), tmp_path)
+        chosen = engine.plan(study, tier, None, [f"{key}=pairs.jsonl" for key in study.asks], tmp_path)
         tasks = engine.expand(chosen)
         assert len(tasks) == sum(len(chosen.seeds_of(arm)) for arm in study.roles) and chosen.as_declared
         if study.kind == "trained":
@@ -100,6 +100,17 @@ def test_controls_and_mitigations_may_have_fewer_of_the_seeds(tmp_path):
 def test_what_is_changed_by_hand_is_not_as_declared(tmp_path):
     assert planned(tmp_path).as_declared and planned(tmp_path, seeds=(0, 1)).as_declared
     assert not planned(tmp_path, "steps=3").as_declared and not planned(tmp_path, seeds=(0,)).as_declared
+
+
+def test_what_a_study_asks_for_must_be_given_and_is_no_change_of_it(tmp_path):
+    asking = {"asks": ["algo.beta"]}
+    with pytest.raises(ConfigError, match="algo.beta=: study=small asks for it: give algo.beta=VALUE"):
+        planned(tmp_path, **asking)
+    given = planned(tmp_path, "algo.beta=7", **asking)
+    assert given.as_declared and not given.changes
+    assert {task.experiment.algo.beta for task in engine.expand(given)} == {7.0}
+    more = planned(tmp_path, "algo.beta=7", "steps=3", **asking)
+    assert not more.as_declared and more.changes == ["steps=3"]
 
 
 def test_a_seed_can_be_handed_on_to_the_labels(tmp_path):

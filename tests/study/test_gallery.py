@@ -34,6 +34,9 @@ def test_all_of_the_catalogue_is_there_once():
 
 @pytest.mark.parametrize("name", DECLARED)
 def test_what_is_declared_is_listed_with_its_own_question(name):
+    if name not in ROWS:  # ROW_more is another part of a row, told of where the row is
+        assert name.rpartition("_")[0] in ROWS and f"`{name}`" in TEXT
+        return
     row, question = ROWS[name], DECLARED[name]["question"]
     assert row["en"] == question["en"]
     assert row["zh"].replace(r"\|", "|") == question["zh"]
