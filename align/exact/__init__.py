@@ -6,8 +6,8 @@ quadrature and the product's own functions in them. torch is imported by what co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,41 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """Columns of a table as they are: lines of `y` over `x`, or bars where `x` holds words.
+
+    Each value of the column `by` has a colour, and a second column of `y` is dashed; without `by` each column has a
+    colour.
+    """
+
+    title: str
+    table: str
+    x: str
+    y: Mapping[str, str]  # columns -> what the legend says of them
+    labels: tuple[str, str]  # of x and y
+    by: str = ""
+    names: Mapping[float | str, str] = field(
+        default_factory=dict
+    )  # what is drawn, in order, and its name: values of `by`, or words
+    where: Mapping[str, float | str] = field(default_factory=dict)  # of which rows
+    log: str = ""  # axes with a logarithmic scale: "", "x", "y" or "xy"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What there is to see, in panels side by side; `align/study/panels.py` draws it."""
+
+    caption: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
 class Exact:
-    """What a study found: its checks, and tables that a figure can be drawn from."""
+    """What a study found: its checks, tables, and the figure that is drawn from them."""
 
     checks: tuple[Check, ...]
     tables: dict[str, list[dict[str, float | str]]]
+    figure: Figure | None = None
 
 
 def furthest(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:

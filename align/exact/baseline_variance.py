@@ -23,7 +23,7 @@ from itertools import product
 from math import factorial, prod
 from typing import TYPE_CHECKING, Any
 
-from align.exact import Check, Exact, furthest, relative
+from align.exact import Check, Exact, Figure, Panel, furthest, relative
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,20 @@ OFFSETS = (0.0, 1.0, 4.0)  # added to every reward: a reward model's zero is arb
 BASELINES = ("none", "batch mean", "group mean", "leave-one-out", "true value")
 SUCCESS = (0.05, 0.1, 0.3, 0.5, 0.7)
 
+NAMES = {name: name for name in BASELINES}
+FIGURE = Figure(
+    "Two prompts, three possible answers each, every batch enumerated. Noise: the variance of the policy gradient "
+    "with 4 answers per prompt, when a constant is added to every reward. The constant says nothing about which "
+    "answer is better, yet without a baseline it drowns the gradient. Bias: what is left of the gradient on average; "
+    "a mean with the answer itself in it takes a part away.",
+    (
+        Panel("Noise: a baseline takes the offset out", "two prompts", "offset", {"variance": ""},
+              ("added to every reward", "variance of the gradient"), "baseline", NAMES, {"k": 4}, log="y"),
+        Panel("Bias: the answer must not be in its own mean", "two prompts", "k", {"scale": ""},
+              ("k, answers per prompt", "share of the gradient left"), "baseline", NAMES, {"offset": 0.0}),
+    ),
+)  # fmt: skip
+
 
 def compute() -> Exact:
     rows = [row for offset in OFFSETS for k in SIZES for row in _rows(k, offset)]
@@ -47,7 +61,7 @@ def compute() -> Exact:
               *furthest((coin[f"{what} by hand"], coin[what]) for coin in coins), 1e-12, HAND)
         for what in ("mean", "variance", "variance without")
     ]  # fmt: skip
-    return Exact(tuple(checks), {"two prompts": rows, "one coin": coins})
+    return Exact(tuple(checks), {"two prompts": rows, "one coin": coins}, FIGURE)
 
 
 def advantages(name: str, rewards: Tensor, values: Tensor) -> Tensor:

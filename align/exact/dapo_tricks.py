@@ -16,13 +16,13 @@ from math import comb
 from types import SimpleNamespace
 from typing import Any
 
-from align.exact import Check, Exact, furthest
+from align.exact import Check, Exact, Figure, Panel, furthest
 from align.exact.rollouts import algorithm, gradient, made, targets
 
 Row = dict[str, Any]  # a row of a table
 HAND = "closed form, derived in the module"
 PAPER = "arXiv:2503.14476"
-CHANCES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
+CHANCES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 PRINTED = {4: 0.656, 8: 0.430, 16: 0.185}  # G -> share without a signal at p = 0.1
 LIMIT, LENGTHS = (
     20480,
@@ -30,6 +30,18 @@ LIMIT, LENGTHS = (
 )  # section 4.1: 16,384 tokens, and 4,096 to slow down in
 PENALTIES = (0.0, 0.0, 0.25, 0.5, 0.75, 1.0)
 NO_CLIP = ("algo.minibatches=1", "algo.ratio.clip_low=null", "algo.ratio.clip_high=null")
+
+FIGURE = Figure(
+    "A group of G answers to one prompt teaches nothing when all are right or all are wrong. How often that happens, "
+    "by the share p of answers that are right (solid), and how often it is left when a silent group is drawn again up "
+    "to two times, as dynamic sampling does, from prompts of the same p (dashed).",
+    (
+        Panel("Groups without a signal: hard and easy prompts", "no signal", "p",
+              {"share": "", "share after 3 draws": ", up to 3 draws"},
+              ("p, success rate of the prompt", "share of groups without a signal"), "G",
+              {G: f"G = {G}" for G in PRINTED}),
+    ),
+)  # fmt: skip
 
 
 def compute() -> Exact:
@@ -48,7 +60,7 @@ def compute() -> Exact:
               f"{PAPER}, eq. 13")
         for expected, row in zip(PENALTIES, ramp, strict=True)
     ]  # fmt: skip
-    return Exact(tuple(checks), {"no signal": signals, "clip": clips, "weights": weights, "ramp": ramp})
+    return Exact(tuple(checks), {"no signal": signals, "clip": clips, "weights": weights, "ramp": ramp}, FIGURE)
 
 
 def _signals(G: int) -> list[Row]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from align.exact import Check, Exact, furthest, relative
+from align.exact import Check, Exact, Figure, Panel, furthest, relative
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,20 @@ LAMBDAS, GAMMAS, KAPPAS = (0.0, 0.5, 0.9, 0.95, 1.0), (0.95, 0.99, 1.0), (0.0, 0
 PRINTED = ((1.0, 0.95, 48, 0.090), (1.0, 0.95, 96, 0.0077), (0.99, 1.0, 96, 0.385))  # gamma, lambda, T, weight
 LENGTHS = (1, 12, 24, 48, 96, 192)
 DRAWN = 256  # rollouts, as many as a step might sample
+
+CRITICS = {0.0: "no critic", 0.5: "half a critic", 1.0: "true critic"}
+FIGURE = Figure(
+    "The advantage of the first of 8 tokens, γ = 1. Bias: what is missing of the token's true worth, which is 1. "
+    "Variance: the noise that the other tokens put into it. λ = 0 believes the critic, λ = 1 waits for the reward: "
+    "the first is quiet and as wrong as the critic, the second is right and noisy whatever the critic says.",
+    tuple(
+        Panel(title, "bias and variance", "lambda", {column: ""}, ("λ", label), "kappa", CRITICS, {"gamma": 1.0})
+        for title, column, label in (
+            ("Bias: a larger λ mends a wrong critic", "bias", "bias of the advantage"),
+            ("Variance: the price is noise", "variance", "variance of the advantage"),
+        )
+    ),
+)
 
 
 def compute() -> Exact:
@@ -59,7 +73,7 @@ def compute() -> Exact:
     largest = max(abs(row["bias"]) for row in right)
     checks.append(Check("a true critic: largest bias at any lambda", 0, largest, 1e-12, HAND))
     checks.append(Check("a true critic: variance at lambda = 0", 0, right[0]["variance"], 1e-12, HAND))
-    return Exact(tuple(checks), {"weights": weights, "bias and variance": rows})
+    return Exact(tuple(checks), {"weights": weights, "bias and variance": rows}, FIGURE)
 
 
 def first_weight(gamma: float, lam: float, T: int) -> float:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.exact import Check, Exact, furthest, relative
+from align.exact import Check, Exact, Figure, Panel, furthest, relative
 
 Row = dict[str, Any]  # a row of a table
 Array = np.ndarray
@@ -41,6 +41,20 @@ class World(NamedTuple):
     gold: Array
 
 
+FIGURE = Figure(
+    "The best of n answers as a reward model sees it, and what it is truly worth, in standard deviations of the true "
+    "reward. What the reward model says of it rises with n by construction. The true reward follows for ever when the "
+    "errors are normal, comes back to a random answer's when they have a heavy tail, and falls below it when there is "
+    "a hole: one answer in a hundred that the reward model adores and that is bad.",
+    (
+        Panel("Noise does no harm; a heavy tail or a hole does", "gold", "n", {"gold": ""},
+              ("n, answers to choose from (logarithmic)", "true reward of the chosen, SD"), "error",
+              {"light": "normal errors", "heavy": "a heavy tail", "extremal": "a hole"},
+              log="x"),
+    ),
+)  # fmt: skip
+
+
 def compute() -> Exact:
     from align.maths import best_of_n
 
@@ -56,7 +70,7 @@ def compute() -> Exact:
         for n, nats in NATS.items()
     ]
     checks += [_unbiased(n) for n in (1, 2, 3)]
-    return Exact(tuple(checks), {"gold": rows, "drawn": drawn})
+    return Exact(tuple(checks), {"gold": rows, "drawn": drawn}, FIGURE)
 
 
 def _best(world: World, n: int) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from math import comb, sqrt
 from typing import Any
 
-from align.exact import Check, Exact, furthest, relative
+from align.exact import Check, Exact, Figure, Panel, furthest, relative
 from align.exact.rollouts import algorithm, gradient, made, targets
 
 Row = dict[str, Any]  # a row of a table
@@ -25,6 +25,21 @@ MANY = 1000  # answers, so that a share of them is as good as a probability
 SIZES = (4, 8, 16, 64)
 LENGTHS, REWARDS, LIMIT = (20, 80, 50, 50), (0.0, 0.0, 1.0, 1.0), 128  # two wrong answers, two right ones
 AGGREGATES = {"grpo": 4.0, "dr_grpo": 1.0, "dapo": 1.0, "rloo": 1.0}  # algorithm -> how many times lighter at 80
+
+FIGURE = Figure(
+    "How much a prompt counts, by the share p of its answers that are right, with very many answers per prompt: "
+    "dividing by the group's standard deviation (GRPO) makes very hard and very easy prompts count most. And of two "
+    "wrong answers, one of 20 and one of 80 tokens, how many times harder a token of the short one is punished: "
+    "dividing by the answer's length (GRPO) lets long mistakes off lightly.",
+    (
+        Panel("GRPO weighs the hardest and easiest prompts most", "prompts", "p",
+              {"grpo": "GRPO: divided by the std", "dr_grpo": "Dr. GRPO: not divided"},
+              ("p, success rate of the prompt", "weight of the prompt")),
+        Panel("GRPO punishes a short mistake more per token", "tokens", "algorithm",
+              {"short over long": ""}, ("", "weight of a token: 20-token over 80-token answer"),
+              names={"grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO", "rloo": "RLOO"}),
+    ),
+)  # fmt: skip
 
 
 def compute() -> Exact:
@@ -52,7 +67,7 @@ def compute() -> Exact:
               AGGREGATES[row["algorithm"]], row["short over long"], 1e-9, PAPER)
         for row in tokens
     ]  # fmt: skip
-    return Exact(tuple(checks), {"prompts": prompts, "groups": groups, "tokens": tokens})
+    return Exact(tuple(checks), {"prompts": prompts, "groups": groups, "tokens": tokens}, FIGURE)
 
 
 def _advantages(name: str, K: int, rights: list[int]) -> list[tuple[float, float]]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from align.exact import Check, Exact, furthest, relative
+from align.exact import Check, Exact, Figure, Panel, furthest, relative
 from align.exact.rollouts import algorithm, gradient, made
 
 if TYPE_CHECKING:
@@ -41,12 +41,27 @@ PRINTED = {  # shift -> estimator -> bias/true, std/true
 COUNTS, OTHER = (8, 4, 2, 1, 1), (0.1, 0.2, 0.3, 0.25, 0.15)  # p = COUNTS / 16, so 16 rows are p itself; q
 DRAWS = 100_000
 
+ESTIMATORS = {"k1": "k1 = −l", "k2": "k2 = l²/2", "k3": "k3 = eˡ − 1 − l"}
+KL = "true KL, nats (logarithmic)"
+FIGURE = Figure(
+    "Three ways to estimate a KL from samples x of the policy p, with l = log q(x) − log p(x), here for two normals "
+    "of one width: how far each is off on average, and how much it scatters from sample to sample, both in units of "
+    "the KL itself. k1 and k3 are right on average, k2 is not; where the KL is small, k3 scatters far less than k1.",
+    (
+        Panel("Bias: only k2 is wrong on average", "values", "kl", {"bias": ""},
+              (KL, "mean error, in units of the KL"), "estimator", ESTIMATORS, log="x"),
+        Panel("Scatter: k1 is noisy where the KL is small", "values", "kl", {"std": ""},
+              (KL, "standard deviation, in units of the KL"), "estimator", ESTIMATORS, log="xy"),
+    ),
+)  # fmt: skip
+
 
 def compute() -> Exact:
     values = [row for mu in SHIFTS for row in _values(mu)]
     gradients = _gradients()
     checks = [*_value_checks(values), _crossing(), *_gradient_checks(gradients)]
-    return Exact(tuple(checks), {"values": values, "gradients": [_described(*found) for found in gradients.items()]})
+    tables = {"values": values, "gradients": [_described(*found) for found in gradients.items()]}
+    return Exact(tuple(checks), tables, FIGURE)
 
 
 def moments(estimator: str, mu: float) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from align.exact import Check, Exact, relative
+from align.exact import Check, Exact, Figure, Panel, relative
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,20 @@ SAME_START = ("default", "b_random", "zeros", "gaussian")  # to the last bit; pi
 RATE, STEPS = 0.05, 3
 INPUTS, OUTPUTS, RANK, SCALE, DRAWS = 96, 64, 8, 2.0, 100
 
+NAMES = {"default": "default: B = 0", "gaussian": "gaussian: B = 0", "b_random": "b_random: A = 0",
+         "zeros": "zeros: both 0", "both_random": "both_random", "pissa": "pissa", "olora": "olora"}  # fmt: skip
+FIGURE = Figure(
+    "A LoRA adapter adds B·A to a weight. The gradients of its two halves before the first step: where one half is "
+    "zero the other one has no gradient, and where both are zero nothing can ever move. And how far the start is from "
+    "the model that was to be tuned: with both halves random it is another model. Tiny model, fixed text.",
+    (
+        Panel("Gradients at the start: which half moves first", "tiny model", "init",
+              {"|dL/dA|": "of A", "|dL/dB|": "of B"}, ("", "norm of the gradient"), names=NAMES),
+        Panel("Distance of the start from the base model", "tiny model", "init", {"KL to the base": ""},
+              ("", "KL, nats per token"), names=NAMES),
+    ),
+)  # fmt: skip
+
 
 def compute() -> Exact:
     base = _base()
@@ -44,7 +58,7 @@ def compute() -> Exact:
     pissa = next(row for row in layers if row["init"] == "pissa")
     checks.append(Check("pissa: its adapter is the best approximation of the weight of its rank", 0,
                         pissa["distance to the truncated SVD"], 1e-4, "arXiv:2404.02948, eq. 2-4"))  # fmt: skip
-    return Exact(tuple(checks), {"tiny model": models, "one layer": layers})
+    return Exact(tuple(checks), {"tiny model": models, "one layer": layers}, FIGURE)
 
 
 def _settings(init: str) -> Model:

@@ -6,7 +6,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,15 +88,20 @@ def for_page(figure: Figure) -> str:
 
 
 def _svg(figure: Figure, png: Path | None) -> str:
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": figure.name}), warnings.catch_warnings():
+    return _with_hover(as_svg(figure.name, lambda: _draw(figure), png), figure)
+
+
+def as_svg(name: str, draw: Callable[[], Canvas], png: Path | None) -> str:
+    """What `draw` makes in the style of all figures, as SVG, and in the file `png`. Equal drawings give equal bytes."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of an arm's name; the page's own font may have it
-        canvas = _draw(figure)
+        canvas = draw()
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", facecolor=PAPER, metadata={"Date": None, "Creator": None})
         canvas.set_layout_engine("none")  # what it found stands: laying out again would cost as much as drawing
         if png:
             canvas.savefig(png, dpi=200, facecolor=PAPER)
-    return _with_hover(_rounded(buffer.getvalue()), figure)
+    return _rounded(buffer.getvalue())
 
 
 def _draw(figure: Figure) -> Canvas:
@@ -206,16 +211,18 @@ def _rounded(svg: str) -> str:
 def _with_hover(svg: str, figure: Figure) -> str:
     """Give every marker a <title>, which browsers show on hover and read aloud."""
     for curve in figure.curves:
-        svg = _titled(svg, _points_id(curve), [point.hover for point in curve.points])
+        svg = titled(svg, _points_id(curve), [point.hover for point in curve.points])
     if not figure.crowded:
         for style in dict.fromkeys(mark.style for mark in figure.marks):
-            svg = _titled(svg, f"marks-{style}", [mark.hover for mark in figure.marks if mark.style == style])
+            svg = titled(svg, f"marks-{style}", [mark.hover for mark in figure.marks if mark.style == style])
     return svg
 
 
-def _titled(svg: str, name: str, hovers: Sequence[str]) -> str:
+def titled(svg: str, name: str, hovers: Sequence[str]) -> str:
+    """The markers of the line with this gid, each with a <title>."""
     head, found, tail = svg.partition(f'<g id="{name}">')
-    body, end, rest = tail.partition("</g>\n   </g>")
+    indent = head[head.rindex("\n") :]
+    body, end, rest = tail.partition(f"{indent}</g>")
     titles = iter([html.escape(visible(hover)) for hover in hovers])
     body, marked = re.subn(r"(<use [^>]*)/>", lambda match: f"{match[1]}><title>{next(titles)}</title></use>", body)
     assert marked == len(hovers), f"{name}: {marked} markers for {len(hovers)} points"
@@ -223,10 +230,14 @@ def _titled(svg: str, name: str, hovers: Sequence[str]) -> str:
 
 
 def _for_page(svg: str, figure: Figure) -> str:
+    return themed(svg, figure.name, f"{figure.title}. {figure.caption}")
+
+
+def themed(svg: str, name: str, label: str) -> str:
     """The <svg> element alone, its ids made unique in the page, its ink, grid and paper taken from the page's theme."""
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.S)
-    svg = re.sub(r'\bid="', f'id="{figure.name}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{figure.name}-", svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     for token, themed in (
         (INK, "currentColor"),
         (QUIET, "var(--quiet)"),
@@ -234,5 +245,6 @@ def _for_page(svg: str, figure: Figure) -> str:
         (PAPER, "var(--paper)"),
     ):
         svg = svg.replace(token, themed)
-    label = html.escape(one_line(f"{figure.title}. {figure.caption}"))
-    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{label}">', svg, count=1)
+    label = html.escape(one_line(label))
+    head = re.compile(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>')
+    return head.sub(lambda found: f'<svg {found[1]} role="img" aria-label="{label}">', svg, count=1)

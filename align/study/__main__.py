@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from align.report.metrics import kl_metric
 from align.report.text import visible
 from align.run import USER_ERRORS
 from align.runs import RunError, write_text
-from align.study import engine, exact, page, record, spec, values, verdict
+from align.study import engine, exact, page, panels, record, spec, values, verdict
 from align.study.rules import Verdict
 from align.study.spec import Study
 
@@ -98,7 +99,9 @@ def _exact(study: Study, out: Path) -> None:
         _say(_kept(out), "", out)
         return
     computed = exact.compute(study)
-    texts = {**computed.csvs(), "index.html": page.render_exact(study, computed), "verdict.json": computed.text}
+    with _writing(out):
+        drawn = panels.save(computed.figure, computed.tables, out) if computed.figure else []
+    texts = {**computed.csvs(), "index.html": page.render_exact(study, computed, drawn), "verdict.json": computed.text}
     _write(out, texts)
     _say(computed.verdict, "", out)
 
@@ -129,11 +132,8 @@ def _trained(study: Study, options: Options, out: Path) -> int:
 
 
 def _write_trained(out: Path, chosen: engine.Plan, found: verdict.Found, text: str) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _writing(out):
         drawn = [(figure, figures.save(figure, out)) for figure in page.draw(found)]
-    except OSError as error:
-        raise RunError(f"out={out} cannot be written: {error.strerror or error}") from error
     remove_stale(out, {figure.name for figure, _ in drawn})
     arms = list(found.arms.values())
     kl = kl_metric(arms)
@@ -152,10 +152,17 @@ def _same(out: Path, text: str) -> bool:
 
 
 def _write(out: Path, texts: dict[str, str]) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _writing(out):
         for name, text in texts.items():
             write_text(out / name, text)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """The folder is there, and what cannot be written into it says so."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise RunError(f"out={out} cannot be written: {error.strerror or error}") from error
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.exact import Figure
 from align.refusals import ConfigError
 from align.study import rules
 from align.study.record import as_csv, as_json
@@ -23,12 +24,13 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Computed:
-    """What an exact study gave: the bytes of verdict.json, and tables for the page and as CSV."""
+    """What an exact study gave: the bytes of verdict.json, tables for the page and as CSV, what is drawn of them."""
 
     verdict: Verdict
     text: str
     checks: Sequence[Mapping[str, Any]]
     tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    figure: Figure | None
 
     def csvs(self) -> dict[str, str]:
         return {f"{name}.csv": as_csv(rows) for name, rows in {"checks": self.checks, **self.tables}.items()}
@@ -75,4 +77,4 @@ def judged(study: Study, result: Any) -> Computed:
         for one in result.checks
     ]  # fmt: skip
     text = as_json(study, verdict, {"source": source(study), "checks": checks})
-    return Computed(verdict, text, checks, result.tables)
+    return Computed(verdict, text, checks, result.tables, result.figure)

@@ -80,9 +80,16 @@ def render_trained(chosen: Plan, found: Found, drawn: Sequence[tuple[Figure, str
     )
 
 
-def render_exact(study: Study, computed: Computed) -> str:
+def render_exact(study: Study, computed: Computed, panels: Sequence[str]) -> str:
+    """`panels`: the <svg> elements of its figure."""
     command = f"python -m align.study study={study.name}"
-    return _template().render(**_head(study, computed.verdict, None), exact=computed, command=command, warnings=[])
+    return _template().render(
+        **_head(study, computed.verdict, None),
+        exact=computed,
+        panels=[Markup(svg) for svg in panels],
+        command=command,
+        warnings=[],
+    )
 
 
 def draw(found: Found) -> list[Figure]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+
+from align.exact import Check, Exact, Figure, Panel
 
 CALLS: list[int] = []
 
 
 def compute():
     CALLS.append(1)
-    half = SimpleNamespace(
-        name="half", expected=0.5, found=math.cos(math.pi / 3), tolerance=1e-9, source="trigonometry"
-    )
-    return SimpleNamespace(checks=(half,), tables={"powers": [{"n": 2.0, "of <b>": "4"}]})
+    half = Check("half", 0.5, math.cos(math.pi / 3), 1e-9, "trigonometry")
+    figure = Figure("Powers <i>", (Panel("Squares <u>", "powers", "n", {"of <b>": "square"}, ("n", "of <b>")),))
+    return Exact((half,), {"powers": [{"n": 2.0, "of <b>": 4}]}, figure)

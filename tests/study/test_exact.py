@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import yaml
 
@@ -28,6 +29,12 @@ def test_an_exact_study_is_computed_once_and_again_when_it_is_declared_otherwise
     assert (out / "powers.csv").read_text() == "n,of <b>\n2.0,4\n"
     page = (out / "index.html").read_text("utf-8")
     assert "all 1 checks hold" in page.lower() and "of &lt;b&gt;" in page and "of <b>" not in page
+    assert (
+        "Squares &lt;u&gt;" in page and "Powers &lt;i&gt;" in page and not {"<u>", "<i>"} & set(re.findall("<.>", page))
+    )
+    drawn = (out / "figure.svg").read_text("utf-8")
+    assert drawn.count("<title>") == 1 and "square\nn 2\nof &lt;b&gt; 4</title>" in drawn
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG") and 'href="figure.svg"' in page
     assert cli.main(arguments) == 0 and "CONFIRMED" in capsys.readouterr().out
     assert len(closed_form.CALLS) == before + 1
     assert cli.main(write(tmp_path, claim="another")) == 0 and len(closed_form.CALLS) == before + 2
