@@ -29,7 +29,8 @@ SECOND, BASELINE = (0, (3, 1.6)), (0, (1, 1.2))  # dashes of a figure's second q
 LEGEND_CHARS = 84  # of a legend row, at its font size; a handle takes nine
 STYLE = {
     "svg.fonttype": "none",  # text stays text: selectable, and in the page's own font
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on every machine
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same picture on every machine
     "font.size": 8,
     "text.color": INK,
     "text.parse_math": False,  # a "$" in an arm's name is a dollar sign

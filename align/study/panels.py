@@ -141,7 +141,8 @@ def _draw_bars(axes: Axes, panel: Panel, lines: Sequence[Series]) -> None:
         colour = figures.look(one.style).colour if len(lines) > 1 else QUIET  # of no other panel's meaning
         axes.barh(places, one.ys, thick * 0.9, color=colour, label=one.label, zorder=3)
         for place, value in zip(places, one.ys, strict=True):
-            axes.text(value + longest / 80, place, _short(value), va="center", zorder=4)
+            said = "≈ 0" if 0 < value < longest / 1e5 else _short(value)  # rounding, where the others can be seen
+            axes.text(value + longest / 80, place, said, va="center", zorder=4)
     words = lines[0].xs
     axes.set_yticks(range(len(words)), [visible(str(panel.names.get(word, word))) for word in words])
     axes.invert_yaxis()

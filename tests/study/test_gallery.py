@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import html
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from align.study import spec
-from tests.exact.test_exact import row, table
+from align.study import panels, spec
+from tests.exact.test_exact import computed, row, table
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "studies.md").read_text("utf-8")
 ROW = re.compile(r"^\| `(?P<name>\w+)` \| (?P<zh>.+?)<br>(?P<en>.+?) \| (?P<tier>.+?) \| (?P<status>.+?) \|$", re.M)
 ROWS = {match["name"]: match.groupdict() for match in ROW.finditer(TEXT)}
 DECLARED = {file.stem: yaml.safe_load(file.read_text("utf-8")) for file in spec.files()}
+STORED = ROOT / "docs" / "studies"
+ANSWERED = re.findall(r"^### `(\w+)`", TEXT, re.MULTILINE)
+RECIPES = {file.stem: file for file in sorted((ROOT / "scripts" / "studies").glob("*.py"))}
 EXACT = [name for name, study in DECLARED.items() if study["kind"] == "exact"]
 
 
@@ -57,16 +64,54 @@ def test_what_is_said_to_exist_exists(name):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_an_exact_study_has_an_answer_a_command_and_a_verdict(name):
+    written = json.loads((STORED / name / "verdict.json").read_text("utf-8"))
+    assert ROWS[name]["status"] == f"exact, run: {written['outcome']}"
     text = answer(name)
-    assert f"python -m align.study study={name}" in text
-    assert f"(studies/{name}/verdict.json)" in text
-    written = ROOT / "docs" / "studies" / name / "verdict.json"
-    if written.exists():  # the outcome in the table is the one that was written
-        assert ROWS[name]["status"] == f"exact, run: {json.loads(written.read_text('utf-8'))['outcome']}"
+    assert f"**{written['outcome']}**: {written['reason']} ([verdict.json](studies/{name}/verdict.json))" in text
+    assert re.search(rf"^`python -m align.study study={name}` · .* · 2 CPU cores, \d+ s$", text, re.MULTILINE)
+    assert f"[{name}.py](../scripts/studies/{name}.py)" in text
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_study_has_its_figure_as_it_is_declared_now(name):
+    """Its words and its points; not the bytes, since the last digits of float32 are a machine's own."""
+    assert re.search(rf"^!\[.{{50,}}\]\(studies/{name}/figure.svg\)$", answer(name), re.MULTILINE)
+    found = computed(name)[0]
+    svg = (STORED / name / "figure.svg").read_text("utf-8")
+    words = {html.unescape(text) for text in re.findall(r"<text [^>]*>([^<]*)</text>", svg)}
+    shown = [(panel, panels.series(panel, found.tables)) for panel in found.figure.panels]
+    for panel, lines in shown:
+        assert {panel.title, *filter(None, panel.labels), *panel.names.values()} <= words
+        assert len(lines) == 1 or {one.label for one in lines} <= words
+    points = sum(len(one.xs) for _, lines in shown for one in lines if not isinstance(one.xs[0], str))
+    assert svg.count("<title>") == points and len(svg) < 60_000
 
 
 def test_nothing_is_answered_that_was_not_run():
-    assert set(re.findall(r"^### `(\w+)`", TEXT, re.MULTILINE)) == set(EXACT)
+    assert set(ANSWERED) == set(EXACT)
+
+
+def test_every_answer_has_a_recipe_and_every_recipe_an_answer():
+    assert sorted(RECIPES) == sorted(ANSWERED)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_one_study_and_says_what_it_asks(name):
+    text = RECIPES[name].read_text("utf-8")
+    assert text.startswith(f'"""{DECLARED[name]["question"]["en"]}\n')
+    assert re.findall(r"main\(.*", text) == [f'main(["study={name}", *sys.argv[1:]]))']
+
+
+def test_a_recipe_runs_from_any_working_directory(tmp_path):
+    """The study that is quickest to compute."""
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}  # as an installation has it
+    done = subprocess.run(
+        [sys.executable, RECIPES["gae_lambda"]], cwd=tmp_path, env=path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("CONFIRMED\n"), done.stderr
+    stored = json.loads((STORED / "gae_lambda" / "verdict.json").read_text("utf-8"))
+    assert json.loads((tmp_path / "studies/gae_lambda/verdict.json").read_text("utf-8"))["outcome"] == stored["outcome"]
+    assert (tmp_path / "studies/gae_lambda/figure.svg").exists()
 
 
 def half(lam: float) -> dict:
