@@ -47,7 +47,7 @@ FIGURE = Figure(
     "errors are normal, comes back to a random answer's when they have a heavy tail, and falls below it when there is "
     "a hole: one answer in a hundred that the reward model adores and that is bad.",
     (
-        Panel("Noise does no harm; a heavy tail or a hole does", "gold", "n", {"gold": ""},
+        Panel("True reward falls with a heavy tail or a hole", "gold", "n", {"gold": ""},
               ("n, answers to choose from (logarithmic)", "true reward of the chosen, SD"), "error",
               {"light": "normal errors", "heavy": "a heavy tail", "extremal": "a hole"},
               log="x"),
