@@ -48,7 +48,7 @@ def test_what_is_said_to_exist_exists(name):
     elif study["kind"] == "exact":
         assert re.fullmatch(r"exact, run: [A-Z]+", row["status"]) and "T0" in row["tier"]
     else:
-        assert re.fullmatch(r"declared, not run|run: [A-Z]+( \(provisional\))?", row["status"])
+        assert re.fullmatch(r"declared, not run|run: [A-Z]+( \((provisional|screen)\))?", row["status"])
         assert ("T2" in row["tier"]) <= ("gpu" in study["tiers"]) and "cpu" in study["tiers"]
 
 
