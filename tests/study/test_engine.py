@@ -60,7 +60,7 @@ def test_every_study_in_conf_is_named_as_its_file_and_makes_valid_runs(file, tmp
 
 def test_the_studies_of_the_project_are_there():
     asked = {"dpo_length", "dpo_displacement", "sft_on_chosen", "rm_noise", "rm_overopt", "grpo_vs_ppo",
-             "decode_tradeoff", "lora_vs_full"}  # fmt: skip
+             "decode_tradeoff", "lora_vs_full", "lora_init_trained"}  # fmt: skip
     assert asked <= {file.stem for file in spec.files()}
 
 
