@@ -114,20 +114,32 @@ def best_of_n(e: Experiment) -> None:
 
 
 def tempered(e: Experiment) -> None:
-    temperatures, key = e.algo.temperatures, "algo.temperatures"
+    temperatures, top_ps, key = e.algo.temperatures, e.algo.top_ps, "algo.temperatures"
     for temperature in temperatures:
         finite(temperature, key, 0, 10, open_low=True)
+    if top_ps is not None:
+        _nuclei(top_ps, len(temperatures))
+    levels = list(zip(temperatures, top_ps or [1.0] * len(temperatures), strict=True))
     need(
-        len(temperatures) >= 2 and temperatures[0] == 1 and len(set(temperatures)) == len(temperatures),
+        len(levels) >= 2 and temperatures[0] == 1 and len({*levels}) == len(levels),
         key,
         temperatures,
-        "must begin with 1, where every arm begins, and go on with others, each once",
+        "must begin with 1, where every arm begins, and go on with others, each once (with its algo.top_ps)",
     )
     last = len(temperatures) - 1
     need(e.steps == last, "steps", e.steps, f"step s samples at algo.temperatures[s], so there are {last}; use {last}")
     need(e.probe.every == 1, "probe.every", e.probe.every, "must be 1: every temperature is a probe")
     t = e.sampling.temperature
     need(t == 1, "sampling.temperature", t, "has no effect with algo=temperature; set algo.temperatures")
+
+
+def _nuclei(top_ps: list[float], steps: int) -> None:
+    key = "algo.top_ps"
+    need(len(top_ps) == steps, key, top_ps, f"must be as many as algo.temperatures, {steps}; null cuts nothing off")
+    for top_p in top_ps:
+        finite(top_p, key, 0, 1, open_low=True)
+    need(top_ps[0] == 1, key, top_ps, "must begin with 1, where every arm begins")
+    need(min(top_ps) < 1, key, top_ps, "cuts nothing off and has no effect; use null")
 
 
 UNTRAINED = ("best_of_n", "tempered")  # baselines: they have no optimizer

@@ -179,7 +179,7 @@ def take_best_of_n(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards
 def sample_colder(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, _: RewardModel | None) -> None:
     e = opened.experiment
     ruler = Probe(e.probe, e.sampling, policy, data, rewards, e.seed)
-    look_at(opened, Tempered(ruler, e.algo.temperatures).measure)
+    look_at(opened, Tempered(ruler, e.algo.temperatures, e.algo.top_ps).measure)
 
 
 def look_at(opened: OpenRun, measure: Measure) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from align.attention import can_pack
 from align.head import TokenLogprobs, is_plain
-from align.maths.logprobs import exact_kl, token_logprobs
+from align.maths.draw import warp
+from align.maths.logprobs import exact_kl, kept_logprobs, token_logprobs
 from align.models import right_pad
 from align.packing import Packed, groups_of, pack
 from align.records import Completions
@@ -116,6 +117,16 @@ def score(
     return tuple(fields)
 
 
+class Sharpening(NamedTuple):
+    """How a policy's distribution is changed before it is sampled."""
+
+    temperature: float = 1.0
+    top_p: float | None = None  # after the temperature; None: nothing is cut off
+
+
+AS_IT_IS = Sharpening()
+
+
 @dataclass(frozen=True)
 class Divergence:
     """How a policy differs from its reference on given completions; all [B, T] float32, 0 where the mask is False."""
@@ -132,10 +143,10 @@ def divergence(
     reference: nn.Module,
     batch: Batch,
     rows: int | None = None,
-    temperature: float = 1.0,
+    sampled: Sharpening = AS_IT_IS,
     tokens: int | None = None,
 ) -> Divergence:
-    """The policy at a temperature against the reference at 1, on the same rows."""
+    """The policy as it is sampled against the reference as it is, on the same rows."""
     shape = batch.completion_mask.shape
     fields = torch.zeros(4, *shape, device=batch.ids.device)
     heads = output_head(policy), output_head(reference)
@@ -143,17 +154,24 @@ def divergence(
         part = batch.rows(chosen)
         (p_hidden, targets), (q_hidden, _) = completion_hidden(policy, part), completion_hidden(reference, part)
         chunks = zip(p_hidden.split(CHUNK), q_hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-        values = torch.cat([_diverge(heads[0](p), heads[1](q), y, temperature) for p, q, y in chunks], dim=1)
+        values = torch.cat([_diverge(heads[0](p), heads[1](q), y, sampled) for p, q, y in chunks], dim=1)
         for field, value in zip(fields, values, strict=True):
             field[chosen, : part.completion_mask.shape[1]] = scatter(value, part.completion_mask)
     return Divergence(*fields)
 
 
-def _diverge(p: Tensor, q: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def _diverge(p: Tensor, q: Tensor, targets: Tensor, sampled: Sharpening) -> Tensor:
     """logits [N, V] of both, targets [N] -> [4, N]: the fields of Divergence"""
-    logprobs, entropy = token_logprobs(p, targets, temperature)
     reference_logprobs, _ = token_logprobs(q, targets)
-    return torch.stack([logprobs, reference_logprobs, entropy, exact_kl(p, q, temperature)])
+    if sampled.top_p is None:
+        logprobs, entropy = token_logprobs(p, targets, sampled.temperature)
+        kl = exact_kl(p, q, sampled.temperature)
+    else:
+        z = p.float() / sampled.temperature
+        kept = warp(z, top_p=sampled.top_p)
+        logprobs, entropy = kept_logprobs(z, kept, targets)
+        kl = exact_kl(kept, q)
+    return torch.stack([logprobs, reference_logprobs, entropy, kl])
 
 
 def completion_hidden(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from align.data import Data
 from align.data.tokens import encode_completion, encode_prompt
-from align.forward import Batch, Divergence, Scorer, batch_of, divergence, score
+from align.forward import AS_IT_IS, Batch, Divergence, Scorer, Sharpening, batch_of, divergence, score
 from align.maths.kl import k1
 from align.maths.masked import masked_sum
 from align.maths.preference import accuracy
@@ -109,9 +109,9 @@ class Probe:
     def _seed(self) -> int:
         return derive(self.seed, "probe")
 
-    def answers(self, temperature: float = 1.0) -> Completions:
+    def answers(self, sampled: Sharpening = AS_IT_IS) -> Completions:
         """probe.samples completions of each prompt by the policy as it is now."""
-        sampling = replace(self.neutral, temperature=temperature)
+        sampling = replace(self.neutral, temperature=sampled.temperature, top_p=sampled.top_p)
         return sample(self.policy, self.prompts, self.cfg.samples, sampling, self._seed)
 
     def batch(self, completions: Completions) -> Batch:

@@ -137,6 +137,7 @@ class Tempered:
     kind: str = MISSING
     name: str = MISSING
     temperatures: list[float] = MISSING  # of each step, the first is 1
+    top_ps: list[float] | None = MISSING  # likewise; None: nothing is cut off
 
 
 @dataclass

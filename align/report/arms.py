@@ -55,6 +55,11 @@ class SeedRun:
         value = self.probes.get(step, {}).get(key)
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
+    def sharpness(self, step: int) -> tuple[float, float]:
+        """Temperature and top-p of a row of the start model sampled colder, (1, 1) at its start; 0 in other rows."""
+        temperature, top_p = (self.value(step, f"sampling/{key}") for key in ("temperature", "top_p"))
+        return temperature or 0.0, 1.0 if top_p is None else top_p
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -73,11 +78,13 @@ class Arm:
         return self.kind not in (BEST_OF_N, TEMPERED)
 
     def setting(self, step: int) -> str:
-        """What a baseline's step stands for: "n=4", "T=0.7"."""
+        """What a baseline's step stands for: "n=4", "T=0.7", "T=0.7, p=0.9"."""
         if self.kind == BEST_OF_N:
             return f"n={2**step}"
-        found = (value for run in self.seeds if (value := run.value(step, "sampling/temperature")) is not None)
-        return f"T={next(found, math.nan):g}"
+        temperature, top_p = max(
+            run.sharpness(step) for run in self.seeds
+        )  # of one arm all that got there have the same
+        return f"T={temperature:g}" + (f", p={top_p:g}" if top_p < 1 else "")
 
     @property
     def steps(self) -> list[int]:

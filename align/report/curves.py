@@ -102,9 +102,9 @@ def _points(arm: Arm, x: Axis, y: Axis) -> tuple[Point, ...]:
 
 
 def _order(arm: Arm) -> list[int]:
-    """Steps as they are joined: of temperatures, from the highest to the lowest."""
-    heat = {step: arm.seeds[0].value(step, "sampling/temperature") for step in arm.steps}
-    return sorted(arm.steps, key=lambda step: (-(heat[step] or 0.0), step))
+    """Steps as they are joined: of temperatures, from the highest to the lowest, and of one from the largest top-p."""
+    sharpness = {step: arm.seeds[0].sharpness(step) for step in arm.steps}
+    return sorted(arm.steps, key=lambda step: (-sharpness[step][0], -sharpness[step][1], step))
 
 
 def _point(arm: Arm, step: int, x: Axis, y: Axis) -> Point | None:

@@ -78,8 +78,8 @@ def paths(arm: Arm, x: Metric, y: Metric) -> dict[str, list[tuple[float, float]]
 def _path(arm: Arm, run: SeedRun, x: Metric, y: Metric) -> list[tuple[float, float]]:
     steps = sorted(run.probes)
     if arm.kind == TEMPERED:  # sharpening: from temperature 1 down
-        heat = {step: run.value(step, "sampling/temperature") for step in steps}
-        steps = sorted((step for step in steps if (heat[step] or 2) <= 1), key=lambda step: -(heat[step] or 0))
+        sharpness = {step: run.sharpness(step) for step in steps}
+        steps = sorted((s for s in steps if 0 < sharpness[s][0] <= 1), key=sharpness.__getitem__, reverse=True)
     pairs = ((run.value(step, x.key), run.value(step, y.key)) for step in steps)
     return [(across, up) for across, up in pairs if across is not None and up is not None]
 

@@ -123,11 +123,11 @@ def _trained(study: Study, options: Options, out: Path) -> int:
             print(f"error: {many} failed, so there is no verdict; the same command tries them again", file=sys.stderr)
             return engine.worst(failed)
         arms = verdict.read_arms(tasks, [path for task in tasks if (path := engine.finished(task))])
-    found = verdict.examine(study, arms)
+    found = verdict.screened(chosen, verdict.examine(study, arms))
     text = record.of_trained(chosen, found)
     if not _same(out, text):
         _write_trained(out, chosen, found, text)
-    _say(found.verdict, page.sentence(found.verdict, found.primary), out)
+    _say(found.verdict, page.sentence(found.verdict, found.primary), out, found.screen)
     return 0
 
 
@@ -172,9 +172,9 @@ def _kept(out: Path) -> Verdict:
     return Verdict(**{key: kept[key] for key in Verdict.__dataclass_fields__})
 
 
-def _say(found: Verdict, sentence: str, out: Path) -> None:
-    provisional = " (provisional: fewer than 5 seeds)" if found.provisional else ""
-    print(f"{found.outcome}{provisional}{f': {sentence}' if sentence else ''}")
+def _say(found: Verdict, sentence: str, out: Path, screen: bool = False) -> None:
+    provisional = " (provisional: fewer than 5 seeds)" if found.provisional and not screen else ""
+    print(f"{page.shown(found, screen)}{provisional}{f': {sentence}' if sentence else ''}")
     print(visible(found.reason) + (f"\n{found.power}" if found.power else ""))
     print(f"{out / 'verdict.json'}\n{out / 'index.html'}")
 

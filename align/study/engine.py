@@ -51,6 +51,11 @@ class Plan:
     def as_declared(self) -> bool:
         return not self.changes and self.seeds == (self.study.seeds or {}).get(self.tier)
 
+    @property
+    def screens(self) -> bool:
+        """Whether its tier is too small to decide the claim."""
+        return self.tier in self.study.screen
+
     def seeds_of(self, arm: str) -> tuple[int, ...]:
         """Controls and mitigations may have fewer: they decide no claim."""
         study = self.study

@@ -62,7 +62,7 @@ def render_trained(chosen: Plan, found: Found, drawn: Sequence[tuple[Figure, str
     told = {key: metric_of(key) for key in (study.primary.metric, *TOLD) if any(arm.logs(key) for arm in arms.values())}
     starts = [warning for warning in checks.unequal_starts(list(arms.values())) if "start weights" in warning]
     return _template().render(
-        **_head(study, found.verdict, found.primary),
+        **_head(study, found.verdict, found.primary, found.screen),
         exact=None,
         command=_command(chosen),
         runs=[run.record.path for arm in arms.values() for run in arm.seeds] if study.kind == "trained" else [],
@@ -122,6 +122,11 @@ def sentence(verdict: Verdict, one: Judged | None) -> str:
     return ", ".join(parts)
 
 
+def shown(verdict: Verdict, screen: bool) -> str:
+    """The outcome, or "INCONCLUSIVE (screen)"."""
+    return f"{verdict.outcome} (screen)" if screen and verdict.outcome == rules.INCONCLUSIVE else verdict.outcome
+
+
 def _command(chosen: Plan) -> str:
     seeds = (
         [f"seeds={','.join(map(str, chosen.seeds))}"] if chosen.seeds != (chosen.study.seeds or {})[chosen.tier] else []
@@ -148,8 +153,9 @@ def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {number(p, 3)}"
 
 
-def _head(study: Study, verdict: Verdict, one: Judged | None) -> dict[str, Any]:
+def _head(study: Study, verdict: Verdict, one: Judged | None, screen: bool = False) -> dict[str, Any]:
     head: dict[str, Any] = {"study": study, "verdict": verdict, "sign": SIGNS[verdict.outcome]}
+    head["shown"] = shown(verdict, screen)
     return head | {"meaning": MEANINGS[verdict.outcome], "sentence": sentence(verdict, one)}
 
 

@@ -27,7 +27,7 @@ DIGITS = 10  # the last ones depend on the order in which a machine adds
 
 def of_trained(chosen: Plan, found: Found) -> str:
     about = {"as_declared": chosen.as_declared, "tier": chosen.tier, "overrides": chosen.changes}
-    about |= {"seeds_run": list(chosen.seeds)}
+    about |= {"seeds_run": list(chosen.seeds), "screen": found.screen}
     return as_json(chosen.study, found.verdict, about | _details(found))
 
 

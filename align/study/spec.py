@@ -19,6 +19,8 @@
     controls: {NAME: [...]}              optional: negative controls, each in the place of the arm that should differ
     mitigations: {NAME: [...]}           optional: shown beside the arm that they cure
     beside: {cpu: 3, gpu: 5}             optional: how many of the seeds, the first, these two kinds of arms have
+    screen: [cpu]                        optional: tiers too small for the claim; with fewer than 5 seeds nothing they
+                                         see is a verdict, it is INCONCLUSIVE until another tier decides it
     cure: {arm, removes, cost: {metric, margin, of}}   with mitigations: when one works
     secondary: {NAME: {as primary}}      optional: further contrasts, corrected by Holm
 A contrast has metric (a key of the probe), rule (align/study/rules.py), margin, and what the rule needs: effect: high,
@@ -55,7 +57,7 @@ NEEDS = {
 LEVELS = {"dose": 4, "peak": 3}
 PROSE = ("name", "question", "claim", "literature", "not_shown", "kind")
 DECIDES = ("base", "tiers", "arms", "seeds", "primary", "gates")
-OPTIONAL = ("controls", "mitigations", "cure", "secondary", "beside", "asks")
+OPTIONAL = ("controls", "mitigations", "cure", "secondary", "beside", "screen", "asks")
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Study:
     overrides: Mapping[str, tuple[str, ...]] | None = None  # arm -> its own overrides
     seeds: Mapping[str, tuple[int, ...]] | None = None  # tier -> its seeds
     beside: Mapping[str, int] | None = None  # tier -> how many of them controls and mitigations have; None: all
+    screen: tuple[str, ...] = ()  # tiers where the claim is only screened
     primary: Contrast | None = None
     secondary: Mapping[str, Contrast] | None = None
     gates: Mapping[str, Mapping[str, tuple[float, float]]] | None = None  # arm -> key -> lowest, highest
@@ -202,6 +205,7 @@ def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
         secondary={str(name): _contrast(own, arms, f"secondary.{name}") for name, own in secondary.items()},
         gates=values.gates(values.mapping(raw["gates"], "gates"), arms),
         cure=_cure(raw["cure"], primary) if "cure" in raw else None,
+        screen=values.screen(raw["screen"], list(tiers)) if "screen" in raw else (),
     )
 
 

@@ -26,6 +26,16 @@ def beside(raw: Any, seeds: Mapping[str, Sequence[int]]) -> dict[str, int]:
     return dict(raw)
 
 
+def screen(raw: Any, tiers: Sequence[str]) -> tuple[str, ...]:
+    """Tiers that only screen the claim; one of the others must be able to decide it."""
+    need(isinstance(raw, list) and len(raw) > 0 and all(raw.count(tier) == 1 for tier in raw), "screen", raw,
+         "must be a list of tiers, each once; leave it out where every tier decides")  # fmt: skip
+    for tier in raw:
+        one_of(tier, tiers, "screen")
+    need(len(raw) < len(tiers), "screen", raw, "leaves no tier that decides the claim; add one to tiers")
+    return tuple(raw)
+
+
 def seed_list(raw: Any) -> tuple[int, ...]:
     whole = isinstance(raw, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in raw)
     need(whole and len({*raw}) == len(raw) > 0, "seeds", raw, "must be a list of different whole numbers")

@@ -13,7 +13,7 @@ from align.report.arms import NOT_THE_EXPERIMENT, Arm, SeedRun, flatten, load
 from align.report.metrics import Metric, prompt_values, sample_value, seed_values
 from align.report.stats import at_step
 from align.study import rules
-from align.study.engine import Task
+from align.study.engine import Plan, Task
 from align.study.rules import Observed, Verdict
 from align.study.spec import START, Contrast, Study
 
@@ -69,6 +69,7 @@ class Found:
     secondary: tuple[Judged, ...]
     controls: tuple[Judged, ...]
     cured: tuple[Cured, ...]
+    screen: bool = False  # of a tier that only screens the claim, with too few seeds to decide it all the same
 
 
 def examine(study: Study, arms: Arms) -> Found:
@@ -89,6 +90,18 @@ def examine(study: Study, arms: Arms) -> Found:
         tuple(replace(one, verdict=kept[index]) for index, one in enumerate(others)),
         tuple(controls), _cures(study, arms, main),
     )  # fmt: skip
+
+
+def screened(chosen: Plan, found: Found) -> Found:
+    """What a screening tier has decided with few seeds is held back: what was seen becomes the reason."""
+    verdict, deciding = found.verdict, [tier for tier in chosen.study.tiers or () if tier not in chosen.study.screen]
+    if not (chosen.screens and verdict.provisional):
+        return found
+    if verdict.outcome in (rules.INCONCLUSIVE, rules.INVALID):
+        return replace(found, screen=True)
+    seen = f"{verdict.outcome} was seen with {verdict.seeds} seeds ({verdict.reason})"
+    reason = f"screen: {seen}; what decides the claim is tier {' or '.join(deciding)}"
+    return replace(found, screen=True, verdict=replace(verdict, outcome=rules.INCONCLUSIVE, reason=reason))
 
 
 def read_arms(tasks: Sequence[Task], paths: Sequence[Path]) -> Arms:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from align.embedded import tiny_folder
 from align.runs import read
 from tests.config.test_conf import composed
 from tests.end_to_end.helpers import adapter_moved, logprobs, no_warmup, run_and_keep
@@ -83,6 +84,8 @@ def test_without_lora_the_whole_model_is_saved(tmp_path):
     assert not (path / "adapter").exists()
     assert_close(logprobs(AutoModelForCausalLM.from_pretrained(path / "model")), logprobs(policy.model), rtol=0, atol=0)
     assert (logprobs(policy.model) - logprobs(policy.reference)).abs().max() > 0.1
+    start = AutoModelForCausalLM.from_pretrained(tiny_folder(), dtype=torch.float32)
+    assert_close(logprobs(policy.reference), logprobs(start), rtol=0, atol=1e-6)  # trained beside it, not with it
 
 
 @pytest.mark.parametrize("lora", [(), ("model.lora=none",)], ids=["adapter", "whole model"])

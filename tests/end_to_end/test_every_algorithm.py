@@ -184,6 +184,20 @@ def test_colder_is_further_from_the_start_and_more_certain(runs):
     assert entropy == sorted(entropy, reverse=True)
 
 
+def test_what_top_p_cuts_off_is_further_from_the_start_and_where_it_is_1_nothing_is(tmp_path):
+    plain, rows = (read(execute(tmp_path, "algo=temperature", *own)).phase("probe") for own in (
+        ("steps=1", "algo.temperatures=[1.0,0.7]"),
+        ("algo.temperatures=[1.0,0.7,0.7,1.0]", "algo.top_ps=[1.0,1.0,0.5,0.5]"),
+    ))  # fmt: skip
+    assert [row["sampling/top_p"] for row in rows] == [1.0, 1.0, 0.5, 0.5]
+    for ours, theirs in zip(rows, plain, strict=False):
+        same = {key for key in theirs if not key.startswith(("seconds", "time/", "memory/"))}
+        assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
+    assert rows[2]["kl/exact"] > rows[1]["kl/exact"] and rows[2]["policy/entropy"] < rows[1]["policy/entropy"]
+    # the nearly flat distribution of the tiny model: half of its mass is kept, ln 2 nats at each of 8 tokens at most
+    assert 0.6 < rows[3]["kl/exact"] / rows[3]["length/mean"] <= math.log(2)
+
+
 @pytest.mark.parametrize("algo", ["sft", *PREFERENCE])
 def test_off_policy_samples_nothing(runs, algo):
     last = runs(algo).rows[-1]
@@ -231,6 +245,7 @@ OTHERS = {
     "axes": (*no_warmup("ppo"), "algo.kl.where=reward", "algo.kl.estimator=k1", "algo.kl.coef=0.1",
              "algo.kl.target_nats_per_sequence=1", "algo.kl.horizon_completions=100", "algo.ratio.clip_dual=3",
              "algo.critic.clip=0.2", "algo.scale.clip=1", "algo.truncation.mode=keep", "steps=1"),
+    "nucleus": ("algo=temperature", "steps=1", "algo.temperatures=[1.0,1.0]", "algo.top_ps=[1.0,0.5]"),
 }  # fmt: skip
 
 

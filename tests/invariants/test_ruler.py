@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, tensor
 
 from align.data.tokens import encode_prompt
-from align.forward import Batch, divergence
+from align.forward import Batch, Sharpening, divergence
+from align.maths.draw import warp
 from align.maths.kl import k1, k3
 from align.maths.masked import masked_sum
 from align.measures import kl_fields, kl_metrics, length_metrics, sample_rows, text_fields, text_metrics
@@ -40,21 +42,26 @@ def nearby() -> Policy:
     return Policy(policy.model, reference, TOKENIZER, STOPS, fingerprint="")
 
 
-def distributions(model: Any, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def distributions(model: Any, temperature: float = 1.0, top_p: float | None = None) -> tuple[Tensor, Tensor]:
     """log p of the first token [V], and of the second after each first one [V, V], float64, by the plain forward."""
     prompt = tensor(encode_prompt(TOKENIZER, PROMPT))
     ids = torch.cat([prompt.expand(V, -1), torch.arange(V).unsqueeze(-1)], dim=-1)
     with torch.no_grad():
         logits = families.full_logits(model, ids).double() / temperature
+    if top_p is not None:
+        cut = warp(logits.flatten(0, 1), top_p=top_p).isinf().view(logits.shape)
+        logits = logits.masked_fill(cut, -math.inf)
     return logits[0, len(prompt) - 1].log_softmax(-1), logits[:, len(prompt)].log_softmax(-1)
 
 
-def true_kl(policy: Policy, temperature: float = 1.0) -> tuple[float, float]:
+def true_kl(policy: Policy, temperature: float = 1.0, top_p: float | None = None) -> tuple[float, float]:
     """KL of whole answers, sum over all of them of p(y) log p(y) / q(y), and their mean length."""
-    (p1, p2), (q1, q2) = distributions(policy.model, temperature), distributions(policy.reference)
+    (p1, p2), (q1, q2) = distributions(policy.model, temperature, top_p), distributions(policy.reference)
+    q1, q2 = (q.masked_fill(p.isinf(), -math.inf) for p, q in ((p1, q1), (p2, q2)))
     goes_on = torch.ones(V, dtype=torch.bool)
     goes_on[list(STOPS)] = False
-    first, second = p1.exp() * (p1 - q1), (p2.exp() * (p2 - q2)).sum(-1)
+    first, second = ((p.exp() * (p - q)).nan_to_num(0.0) for p, q in ((p1, q1), (p2, q2)))  # of what is cut off: 0
+    second = second.sum(-1)
     p_on = p1.exp()[goes_on]
     return float(first.sum() + (p_on * second[goes_on]).sum()), float(1 + p_on.sum())
 
@@ -84,7 +91,7 @@ def test_sampled_estimates_are_within_their_intervals_of_the_truth(temperature):
     policy = nearby()
     answers = sample(policy, [PROMPT], N, families.sampling(temperature, TOKENS, rows=2000), seed=1)
     batch = Batch(*_rows(answers))
-    found = divergence(policy.model, policy.reference, batch, 500, temperature)
+    found = divergence(policy.model, policy.reference, batch, 500, Sharpening(temperature))
     metrics, mask = kl_metrics(found, batch.completion_mask), batch.completion_mask
     truth, length = true_kl(policy, temperature)
     one = masked_sum(k1(found.logprobs, found.reference_logprobs), mask, -1)
@@ -98,6 +105,23 @@ def test_sampled_estimates_are_within_their_intervals_of_the_truth(temperature):
     assert abs(metrics["kl/k3"] - truth / length) < 1.96 * error
     fields = kl_fields(found, mask)
     assert float(fields["kl"].mean()) == metrics["kl/k1"] and float(fields["kl_exact"].mean()) == metrics["kl/exact"]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_nucleus_is_measured_as_it_is_sampled(temperature):
+    """Sampler and ruler cut the same, and the KL is that of the distribution left; k3 misses what is cut off."""
+    policy, sampled = nearby(), Sharpening(temperature, 0.8)
+    cfg = replace(families.sampling(temperature, TOKENS, rows=2000), top_p=0.8)
+    answers = sample(policy, [PROMPT], N, cfg, seed=1)
+    batch = Batch(*_rows(answers))
+    found, mask = divergence(policy.model, policy.reference, batch, 500, sampled), batch.completion_mask
+    assert torch.allclose(found.logprobs, answers.logprobs, rtol=0, atol=1e-4)
+    truth, _ = true_kl(policy, *sampled)
+    metrics = kl_metrics(found, mask)
+    assert truth > 2 * true_kl(policy, temperature)[0] > 0.1
+    for key, values in (("kl/k1", k1(found.logprobs, found.reference_logprobs)), ("kl/exact", found.exact_kl)):
+        error = float(masked_sum(values, mask, -1).std()) / math.sqrt(N)
+        assert abs(metrics[key] - truth) < 1.96 * error + 1e-4, key
 
 
 def _rows(answers: Completions) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -62,3 +62,10 @@ def test_gradient_of_an_estimator_used_as_a_loss(estimator, truth):
         "forward": (Q * (Q.log() - log_p)).sum(),
     }[truth]
     assert_close(gradient, torch.autograd.grad(objective, other)[0])
+
+
+def test_k3_misses_what_a_nucleus_leaves_out():
+    """Of 0.5, 0.3, 0.2 the first two are kept: r = 0.8 wherever p samples, so k3 is the KL of -ln 0.8 less the 0.2."""
+    p, q = tensor([0.5 / 0.8, 0.3 / 0.8]).log(), tensor([0.5, 0.3]).log()
+    assert_close(k1(p, q), torch.full((2,), -math.log(0.8)))
+    assert_close(k3(p, q), torch.full((2,), -math.log(0.8) - 0.2))

@@ -7,11 +7,13 @@ import json
 from align.alarms import ALARM, Alarm
 from align.report import diagnostics
 from align.report.arms import group, load
-from align.report.curves import CROWDED
+from align.report.curves import CROWDED, curves, of
 from align.report.figures import BASELINE_GLYPHS, GLYPHS, look
 from align.report.findings import examine
 from align.report.gallery import figures
 from align.report.glance import glance
+from align.report.levels import paths
+from align.report.metrics import GOLD, KL_EXACT
 from tests.runs.fake_runs import config, write_baselines, write_run, write_sweep
 
 
@@ -128,6 +130,18 @@ def test_baselines_are_curves_over_kl_with_n_and_temperature_written_beside_them
     assert [curve.label for curve in drawn["gold-step"].curves] == ["grpo"]
     said = {answer.question: " ".join(answer.lines) for answer in glance(found)}
     assert "best_of_n" not in said["Did length grow?"]
+
+
+def test_a_grid_of_temperatures_and_top_ps_goes_from_the_start_to_the_sharpest(tmp_path):
+    (arm,), _ = group(load([write_baselines(tmp_path)[-1]]))
+    (run,) = arm.seeds
+    for step, (temperature, top_p) in enumerate([(1.0, 1.0), (0.7, 0.9), (0.7, 1.0), (1.0, 0.9)]):
+        run.probes[step].update({"sampling/temperature": temperature, "sampling/top_p": top_p})
+    assert [arm.setting(step) for step in arm.steps] == ["T=1", "T=0.7, p=0.9", "T=0.7", "T=1, p=0.9"]
+    (curve,) = curves([arm], of(KL_EXACT), of(GOLD))
+    assert [point.step for point in curve.points] == [0, 3, 2, 1]
+    (path,) = paths(arm, KL_EXACT, GOLD).values()
+    assert [x for x, _ in path] == [run.value(step, "kl/exact") for step in (0, 3, 2, 1)]
 
 
 def test_arms_differ_in_more_than_colour():

@@ -59,18 +59,40 @@ def test_every_study_in_conf_is_named_as_its_file_and_makes_valid_runs(file, tmp
 
 
 def test_the_studies_of_the_project_are_there():
-    asked = {"dpo_length", "dpo_displacement", "sft_on_chosen", "rm_noise", "rm_overopt"}
+    asked = {"dpo_length", "dpo_displacement", "sft_on_chosen", "rm_noise", "rm_overopt", "grpo_vs_ppo",
+             "decode_tradeoff", "lora_vs_full", "lora_init_trained"}  # fmt: skip
     assert asked <= {file.stem for file in spec.files()}
 
 
-def test_two_studies_share_their_runs_of_plain_dpo(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [("dpo_length", {("unbiased", "dpo"): 5, ("shuffled", "shuffled"): 3}), ("grpo_vs_ppo", {("rloo", "rloo"): 3})],
+)
+def test_two_studies_share_their_runs(tmp_path, name, shared):
     def runs(name):
         tasks = engine.expand(engine.plan(spec.load(spec.find(name)), "cpu", None, (), tmp_path))
         return {config_hash(plain(task.experiment)): task.arm for task in tasks}
 
-    lengths, others = runs("dpo_length"), runs("sft_on_chosen")
-    shared = [(arm, others[key]) for key, arm in lengths.items() if key in others]
-    assert Counter(shared) == {("unbiased", "dpo"): 5, ("shuffled", "shuffled"): 3}
+    ours, others = runs(name), runs("sft_on_chosen")
+    assert Counter((arm, others[key]) for key, arm in ours.items() if key in others) == shared
+
+
+@pytest.mark.parametrize("tier", ["cpu", "gpu"])
+def test_ppo_and_what_it_is_compared_with_see_as_many_completions(tier, tmp_path):
+    tasks = engine.expand(engine.plan(spec.load(spec.find("grpo_vs_ppo")), tier, None, (), tmp_path))
+    arms = [task.experiment for task in tasks if task.arm != "untrained"]
+    assert len({e.algo.prompts_per_step * e.algo.group_size * e.steps for e in arms}) == 1
+    assert {(e.algo.name, e.algo.group_size) for e in arms} == {("ppo", 1), ("grpo", 4), ("grpo", 8), ("rloo", 8)}
+
+
+@pytest.mark.parametrize("tier", ["cpu", "gpu"])
+def test_all_weights_and_every_rank_are_trained_alike_in_float32(tier, tmp_path):
+    tasks = engine.expand(engine.plan(spec.load(spec.find("lora_vs_full")), tier, None, (), tmp_path))
+    lora = {task.arm: task.experiment.model.lora for task in tasks}
+    assert lora.pop("full") is None and {arm: own.rank for arm, own in lora.items()} == dict(r1=1, r4=4, r16=16, r64=64)
+    assert {own.alpha for own in lora.values()} == {32.0}  # with s = alpha / r the best rate hardly depends on the rank
+    rest = [(e.dtype, e.steps, e.data.train, e.algo.examples_per_step) for e in (task.experiment for task in tasks)]
+    assert len({*rest}) == 1 and rest[0][0] == "float32"
 
 
 def test_an_arm_and_a_seed_are_a_run_and_later_overrides_win(tmp_path):

@@ -48,13 +48,19 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant():
         ("arms", {"plain": "algo=dpo"}, "arms.plain=algo=dpo: must be a list of KEY=VALUE"),
         ("beside", {"cpu": 6}, "beside.cpu=6: is how many of the 5 seeds"),
         ("beside", {"gpu": 1}, "beside.gpu"),
+        ("screen", ["gpu"], "screen=gpu: must be one of cpu"),
+        ("screen", ["cpu"], "screen=.*leaves no tier that decides the claim"),
+        ("screen", ["cpu", "cpu"], "screen=.*each once"),
+        ("screen", [], "screen=.*each once"),
+        ("screen", "cpu", "screen=cpu: must be a list of tiers"),
         ("cure", {"removes": 2}, "cure.removes=2.0: is a share"),
         ("cure", {"arm": "placebo"}, "cure.arm=placebo: must be one of treated, plain"),
     ],
 )
 def test_what_cannot_be_is_refused_with_key_value_and_fix(part, change, said):
     with pytest.raises(ConfigError, match=said):
-        spec.parse(declared(**{part: copy.deepcopy(TRAINED.get(part, {})) | change}))
+        change = copy.deepcopy(TRAINED.get(part, {})) | change if isinstance(change, dict) else change
+        spec.parse(declared(**{part: change}))
 
 
 def test_mitigations_need_a_declared_cure_and_a_cure_needs_mitigations():
@@ -128,6 +134,9 @@ def test_the_hash_follows_what_decides_and_not_the_prose():
     for change in ({"primary": TRAINED["primary"] | {"margin": 0.11}}, {"gates": {"kl/exact": [0.4, 10]}},
                    {"arms": TRAINED["arms"] | {"more": ["algo.beta=9"]}}, {"seeds": [0, 1]}):  # fmt: skip
         assert study_of(**change).declared != first
+    two = {"tiers": {"cpu": ["steps=4"], "gpu": ["steps=8"]}}
+    assert study_of(**two, screen=["cpu"]).screen == ("cpu",) and study_of(**two).screen == ()
+    assert study_of(**two, screen=["cpu"]).declared != study_of(**two).declared
 
 
 def test_a_file_is_named_in_what_is_wrong_with_it(tmp_path):

@@ -9,10 +9,11 @@ import pytest
 
 from align.refusals import ConfigError
 from align.report.arms import load
+from align.study import __main__ as cli
 from align.study import page, record
 from align.study.engine import Plan
-from align.study.rules import CONFIRMED, EQUIVALENT, INVALID, REVERSED
-from align.study.verdict import KNOWN, assemble, examine, unit
+from align.study.rules import CONFIRMED, EQUIVALENT, INCONCLUSIVE, INVALID, REVERSED
+from align.study.verdict import KNOWN, Found, assemble, examine, screened, unit
 from tests.study.fakes import ENDS, TRAINED, arms_of, study_of
 
 
@@ -88,6 +89,56 @@ def test_the_other_direction_is_reversed_and_three_seeds_are_provisional(tmp_pat
     found = found_of(tmp_path, ENDS | {"treated": (30.0, 1.0, 2.0)}, seeds=[0, 1, 2])
     assert (found.verdict.outcome, found.verdict.provisional) == (REVERSED, True)
     assert found.verdict.effect == pytest.approx(-10.0)
+
+
+# --- tiers that only screen ---
+
+SCREEN = {"tiers": {"cpu": ["steps=4"], "gpu": ["steps=8"]}, "screen": ["cpu"]}
+
+
+def screened_of(root, seeds, ends=ENDS, tier="cpu", **changes) -> tuple[Plan, Found]:
+    study = study_of(**SCREEN | changes, seeds=list(seeds))
+    chosen = Plan(study, tier, tuple(seeds), (), root)
+    return chosen, screened(chosen, examine(study, arms_of(root, study, ends)))
+
+
+@pytest.mark.parametrize(("tokens", "seen"), [(60.0, CONFIRMED), (30.0, REVERSED), (40.5, EQUIVALENT)])
+def test_what_a_screen_sees_with_three_seeds_is_told_and_is_no_verdict(tmp_path, tokens, seen):
+    chosen, found = screened_of(tmp_path, (0, 1, 2), ENDS | {"treated": (tokens, 1.0, 2.0)})
+    assert found.verdict.outcome == INCONCLUSIVE and found.screen
+    assert found.verdict.reason.startswith(f"screen: {seen} was seen with 3 seeds (")
+    assert found.verdict.reason.endswith("what decides the claim is tier gpu")
+    assert found.primary.verdict.outcome == seen  # the contrast is still there to be read
+    kept = json.loads(record.of_trained(chosen, found))
+    assert (kept["outcome"], kept["screen"], kept["primary"]["outcome"]) == (INCONCLUSIVE, True, seen)
+
+
+def test_with_the_full_protocol_a_screen_decides(tmp_path):
+    chosen, found = screened_of(tmp_path, range(5))
+    assert found.verdict.outcome == CONFIRMED and not found.screen
+    assert json.loads(record.of_trained(chosen, found))["screen"] is False
+
+
+@pytest.mark.parametrize("changes", [{"tier": "gpu"}, {"screen": ["gpu"]}])
+def test_a_tier_that_is_no_screen_decides_with_three_seeds_too(tmp_path, changes):
+    _, found = screened_of(tmp_path, (0, 1, 2), **changes)
+    assert found.verdict.outcome == CONFIRMED and found.verdict.provisional and not found.screen
+
+
+def test_a_failed_gate_is_invalid_in_a_screen_too(tmp_path):
+    _, found = screened_of(tmp_path, (0, 1, 2), ENDS | {"treated": (60.0, 1.0, 0.25)})
+    assert found.verdict.outcome == INVALID and found.verdict.reason.startswith("gate kl/exact of arm treated")
+
+
+def test_a_screen_is_called_so_on_the_page_and_the_terminal(tmp_path, capsys):
+    chosen, found = screened_of(tmp_path, (0, 1, 2))
+    html = page.render_trained(chosen, found, [])
+    assert "<title>made_up: INCONCLUSIVE (screen)</title>" in html and "? INCONCLUSIVE (screen)<" in html
+    assert "Screen: CONFIRMED was seen with 3 seeds" in html
+    cli._say(found.verdict, "", tmp_path, found.screen)
+    assert capsys.readouterr().out.splitlines()[0] == "INCONCLUSIVE (screen)"
+    failed = screened_of(tmp_path / "failed", (0, 1, 2), ENDS | {"treated": (60.0, 1.0, 0.25)})[1]
+    assert page.shown(failed.verdict, failed.screen) == INVALID
 
 
 def test_the_start_is_step_zero_of_the_same_arm(tmp_path):
