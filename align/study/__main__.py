@@ -22,7 +22,7 @@ from align.report.metrics import kl_metric
 from align.report.text import visible
 from align.run import USER_ERRORS
 from align.runs import RunError, write_text
-from align.study import engine, exact, page, record, spec, values, verdict
+from align.study import engine, exact, measured, page, record, spec, values, verdict
 from align.study.rules import Verdict
 from align.study.spec import Study
 
@@ -90,11 +90,11 @@ def conduct(options: Options) -> int:
         need(not given, "command line", " ".join(given), f"study={study.name} is exact: it has no runs to change")
         _exact(study, out)
         return 0
-    return _trained(study, options, out)
+    return _armed(study, options, out)
 
 
 def _exact(study: Study, out: Path) -> None:
-    if exact.unchanged(study, out / "verdict.json") and (out / "index.html").is_file():
+    if record.stands(out, study, exact.source(study)):
         _say(_kept(out), "", out)
         return
     computed = exact.compute(study)
@@ -103,32 +103,42 @@ def _exact(study: Study, out: Path) -> None:
     _say(computed.verdict, "", out)
 
 
-def _trained(study: Study, options: Options, out: Path) -> int:
+def _armed(study: Study, options: Options, out: Path) -> int:
     tier = options.tier or next(iter(study.tiers or {}))
     chosen = engine.plan(study, tier, _seeds(options.seeds), options.extra, Path(options.runs_root).expanduser())
     need(options.jobs.isdecimal() and int(options.jobs) > 0, "jobs", options.jobs, "must be a whole number above 0")
+    if study.kind == "measured":
+        need(options.jobs == "1", "jobs", options.jobs, "the study is measured in this process; leave it out")
+        _measured(chosen, out)
+        return 0
     tasks = engine.expand(chosen)
-    if study.kind == "heads":
-        need(options.jobs == "1", "jobs", options.jobs, "heads are fitted in this process; leave it out")
-        from align.study.heads import measure  # torch and the model take seconds to load
-
-        arms = measure(tasks)
-    else:
-        failed = engine.carry_out(tasks, int(options.jobs), out / "logs")
-        if failed:
-            many = f"{len(failed)} of {len(tasks)} runs"
-            print(f"error: {many} failed, so there is no verdict; the same command tries them again", file=sys.stderr)
-            return engine.worst(failed)
-        arms = verdict.read_arms(tasks, [path for task in tasks if (path := engine.finished(task))])
-    found = verdict.examine(study, arms)
-    text = record.of_trained(chosen, found)
-    if not _same(out, text):
-        _write_trained(out, chosen, found, text)
-    _say(found.verdict, page.sentence(found.verdict, found.primary), out)
+    failed = engine.carry_out(tasks, int(options.jobs), out / "logs")
+    if failed:
+        many = f"{len(failed)} of {len(tasks)} runs"
+        print(f"error: {many} failed, so there is no verdict; the same command tries them again", file=sys.stderr)
+        return engine.worst(failed)
+    paths = [path for task in tasks if (path := engine.finished(task))]
+    _conclude(chosen, verdict.read_arms(tasks, paths), out, None)
     return 0
 
 
-def _write_trained(out: Path, chosen: engine.Plan, found: verdict.Found, text: str) -> None:
+def _measured(chosen: engine.Plan, out: Path) -> None:
+    source = measured.source(chosen)
+    if record.stands(out, chosen.study, source):
+        _say_of(chosen.study, _kept(out), out)
+    else:
+        _conclude(chosen, measured.measure(chosen, engine.expand(chosen)), out, source)
+
+
+def _conclude(chosen: engine.Plan, arms: verdict.Arms, out: Path, source: str | None) -> None:
+    found = verdict.examine(chosen.study, arms)
+    text = record.of_arms(chosen, found, source)
+    if not _same(out, text):
+        _write_arms(out, chosen, found, text)
+    _say_of(chosen.study, found.verdict, out)
+
+
+def _write_arms(out: Path, chosen: engine.Plan, found: verdict.Found, text: str) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         drawn = [(figure, figures.save(figure, out)) for figure in page.draw(found)]
@@ -140,7 +150,7 @@ def _write_trained(out: Path, chosen: engine.Plan, found: verdict.Found, text: s
     _write(out, {
         "summary.csv": tables.to_csv(tables.summarise(arms, kl), kl),
         "contrasts.csv": record.contrasts_csv(found),
-        "index.html": page.render_trained(chosen, found, drawn),
+        "index.html": page.render_arms(chosen, found, drawn),
         "verdict.json": text,
     })  # fmt: skip
 
@@ -163,6 +173,11 @@ def _write(out: Path, texts: dict[str, str]) -> None:
 def _kept(out: Path) -> Verdict:
     kept = yaml.safe_load((out / "verdict.json").read_text("utf-8"))
     return Verdict(**{key: kept[key] for key in Verdict.__dataclass_fields__})
+
+
+def _say_of(study: Study, found: Verdict, out: Path) -> None:
+    assert study.primary is not None
+    _say(found, page.sentence(found, verdict.metric_of(study.primary.metric)), out)
 
 
 def _say(found: Verdict, sentence: str, out: Path) -> None:

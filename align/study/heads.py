@@ -1,4 +1,4 @@
-"""Studies of kind `heads`: reward heads on frozen features, each the proxy by which the best of n answers is taken.
+"""Studies of module `heads`: reward heads on frozen features, each the proxy by which the best of n answers is taken.
 
 An arm and a seed are one best-of-n that is never run: N answers of the start model to each prompt of the probe are
 sampled once, and the gold of the best of n = 1, 2, 4, ... by a head is estimated from all subsets of n of them
@@ -252,5 +252,5 @@ def _refuse_different(tasks: Sequence[Task]) -> None:
 
 
 def _of(task: Task) -> Heads:
-    assert task.heads is not None
-    return task.heads
+    assert isinstance(task.own, Heads)
+    return task.own

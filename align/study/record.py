@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import align
@@ -25,9 +26,10 @@ TOLD = ("length/mean", "length/truncated", "reward/gold", "reward/proxy", "kl/ex
 DIGITS = 10  # the last ones depend on the order in which a machine adds
 
 
-def of_trained(chosen: Plan, found: Found) -> str:
+def of_arms(chosen: Plan, found: Found, source: str | None) -> str:
+    """`source`: of a measured study."""
     about = {"as_declared": chosen.as_declared, "tier": chosen.tier, "overrides": list(chosen.extra)}
-    about |= {"seeds_run": list(chosen.seeds)}
+    about |= {"seeds_run": list(chosen.seeds)} | ({} if source is None else {"source": source})
     return as_json(chosen.study, found.verdict, about | _details(found))
 
 
@@ -37,6 +39,16 @@ def as_json(study: Study, verdict: Verdict, details: Mapping[str, Any]) -> str:
     about |= {"question": dict(study.question), "claim": study.claim, "literature": study.literature}
     about |= {**details, "not_shown": study.not_shown, "align": align.__version__}
     return json.dumps(_rounded(about), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def stands(out: Path, study: Study, source: str) -> bool:
+    """Whether verdict.json, the last that is written, is of this study as declared and of this source, with its page:
+    nothing has to be computed again."""
+    try:
+        kept = json.loads((out / "verdict.json").read_text("utf-8"))
+        return (out / "index.html").is_file() and (kept["declared"], kept["source"]) == (study.declared, source)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _details(found: Found) -> dict[str, Any]:
