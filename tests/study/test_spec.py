@@ -152,6 +152,6 @@ def test_a_measured_study_names_a_module_and_a_trained_one_has_none():
         study_of(kind="measured", module="head")
     with pytest.raises(ConfigError, match="module is missing"):
         study_of(kind="measured")
-    with pytest.raises(ConfigError, match="module=heads"):
+    with pytest.raises(ConfigError, match="module=.heads.: there is no such key"):
         study_of(module="heads")
     assert study_of(kind="measured", module="heads").declared != study_of().declared
