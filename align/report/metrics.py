@@ -74,6 +74,7 @@ RM_ACCURACY = Metric("rm/accuracy", "reward model accuracy", "held-out pairs", p
 RM_GOLD = Metric("rm/gold_accuracy", "reward accuracy against gold", "held-out pairs", percent=True)
 BON_A = Metric("bon/a", "a of the gain d (a - b d), d the root of the KL", "gold per root nat", sample_field="bon_a")
 BON_B = Metric("bon/b", "b of the gain d (a - b d), d the root of the KL", "gold per nat", sample_field="bon_b")
+COPY = Metric("copy/logprob", "log-probability of the sentence", "nats per token", 2, sample_field="copy_logprob")
 STEP = Metric("step", "optimizer step", decimals=0)
 TOKENS = Metric("gen_tokens", "generated tokens", decimals=0)
 SECONDS = Metric("seconds", "wall clock", "seconds", 0)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,22 +19,18 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from align.config import config_hash, plain
-from align.data import find_pool
-from align.data.annotator import answers_to, check_settings, label_settings, prompts
+from align.data.annotator import answers_to, label_settings, prompts
 from align.data.dataset import digest
-from align.device import resolve_device, resolve_dtype
 from align.features import obtain_features
 from align.maths.best_of_n import expected_best, kl_bound
-from align.models import load_policy
 from align.records import Prompt
-from align.refusals import ConfigError, need
+from align.refusals import need
 from align.report.arms import SeedRun
 from align.runs import RunRecord
-from align.schema import Experiment
 from align.seeds import derive
-from align.stages import answered, obtain_pool, stages_root
+from align.stages import answered, stages_root
 from align.study.engine import Task
+from align.study.ground import as_run, start
 from align.study.settings import Heads
 from align.study.verdict import Arms, assemble
 from reward_models import heads
@@ -45,7 +40,6 @@ from reward_models.labels import LabelSettings, label_pairs
 
 SIDES = ("chosen", "rejected")
 ORACLE = 16  # gate: the best of so many by gold itself
-SAME = ("model", "dtype", "device", "probe", "steps")  # in all arms, beside data.pool
 
 
 @dataclass(frozen=True)
@@ -107,11 +101,7 @@ def measure(tasks: Sequence[Task]) -> Arms:
 def lay(tasks: Sequence[Task]) -> Ground:
     """Pools and features, sampled and computed where the cache has none."""
     e = tasks[0].experiment
-    _refuse_different(tasks)
-    device = resolve_device(e.device)
-    policy = load_policy(e.model, device, resolve_dtype(e.dtype, device), 0)
-    pool = find_pool(e.data, lambda cfg: obtain_pool(cfg, e, policy))
-    check_settings(e.data, pool)
+    policy, pool = start(tasks)
     asked, root = prompts("eval")[: e.probe.prompts], stages_root(e)
     many = replace(e.data, pool=replace(e.data.pool, samples=e.probe.samples))
     more = answered(many, e, policy, asked)
@@ -145,9 +135,7 @@ def judge(ground: Ground, task: Task) -> SeedRun:
         for k, depth in zip(range(own.members), own.depths * own.members, strict=False)
     ]
     proxy = _combined(own, members, ground.judged)
-    config = plain(task.experiment) | {"heads": asdict(own)}
-    record = RunRecord(Path(), config, ground.meta | {"config_hash": config_hash(config)}, "finished", ())
-    return curve(ground.judged, proxy, record, task.experiment.steps)
+    return curve(ground.judged, proxy, as_run(task, ground.meta), task.experiment.steps)
 
 
 def fit(ground: Ground, own: Heads, depth: float, pairs: tuple[list[int], list[int]], seed: int) -> Array:
@@ -239,16 +227,6 @@ def _by_depth(features: Tensor, depths: Sequence[float], asked: Sequence[Prompt]
     """[answers, depths, F] -> depth -> [prompts, samples, F] less the prompt's mean"""
     split = features.double().unflatten(0, (len(asked), -1)).numpy()
     return {depth: heads.centred(split[:, :, i]) for i, depth in enumerate(depths)}
-
-
-def _refuse_different(tasks: Sequence[Task]) -> None:
-    def ruler(e: Experiment) -> list[Any]:
-        return [getattr(e, key) for key in SAME] + [e.data.pool]
-
-    for task in tasks:
-        if ruler(task.experiment) != ruler(tasks[0].experiment):
-            raise ConfigError(f"arms {tasks[0].arm} and {task.arm}: heads are judged on the same answers: "
-                              f"{', '.join(SAME)} and data.pool must not differ between arms")  # fmt: skip
 
 
 def _of(task: Task) -> Heads:

@@ -60,7 +60,8 @@ def render_arms(chosen: Plan, found: Found, drawn: Sequence[tuple[Figure, str]])
     assert study.primary is not None and study.tiers is not None and study.overrides is not None
     styles = {name: arm.style for name, arm in arms.items()}
     beside = [found.primary, *found.controls, *(one.removal for one in found.cured)]
-    told = {key: metric_of(key) for key in (study.primary.metric, *TOLD) if any(arm.logs(key) for arm in arms.values())}
+    own = [one.metric for one in (study.primary, *(study.secondary or {}).values())]
+    told = {key: metric_of(key) for key in (*own, *TOLD) if any(arm.logs(key) for arm in arms.values())}
     starts = [warning for warning in checks.unequal_starts(list(arms.values())) if "start weights" in warning]
     return _template().render(
         **_head(study, found.verdict, found.primary.metric),

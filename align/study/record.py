@@ -52,6 +52,7 @@ def stands(out: Path, study: Study, source: str) -> bool:
 
 
 def _details(found: Found) -> dict[str, Any]:
+    own = [one.metric.key for one in (found.primary, *found.secondary)]
     return {
         "primary": _contrast(found.primary),
         "gates": [asdict(gate) | {"passed": gate.passed} for gate in found.gates],
@@ -61,7 +62,7 @@ def _details(found: Found) -> dict[str, Any]:
             {"arm": one.arm, "works": one.works, "removed": one.removed, "removal": _contrast(one.removal),
              "cost": _contrast(one.cost)} for one in found.cured
         ],
-        "arms": {name: _arm_facts(arm) for name, arm in found.arms.items()},
+        "arms": {name: _arm_facts(arm, own) for name, arm in found.arms.items()},
     }  # fmt: skip
 
 
@@ -70,8 +71,8 @@ def _contrast(one: Judged) -> dict[str, Any]:
     return named | asdict(one.verdict) | {"by_seed": dict(one.by_seed)}
 
 
-def _arm_facts(arm: Arm) -> dict[str, Any]:
-    keys = [key for key in TOLD if arm.logs(key)]
+def _arm_facts(arm: Arm, own: Sequence[str]) -> dict[str, Any]:
+    keys = [key for key in dict.fromkeys([*own, *TOLD]) if arm.logs(key)]
     both = {key: (at_step(arm, 0, key), at_step(arm, arm.end, key)) for key in keys}
     ends = {key: {"start": start and start.mean, "end": end and end.mean} for key, (start, end) in both.items()}
     runs = {

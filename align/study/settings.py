@@ -40,6 +40,7 @@ KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "tuple[float, ...]": (lambda value: isinstance(value, list) and all(map(_number, value)), "a list of numbers"),
     "str": (lambda value: isinstance(value, str), "a word"),
     "int": (_whole, "a whole number"),
+    "int | None": (lambda value: value is None or _whole(value), "a whole number, or null"),
     "float": (_number, "a number"),
     "float | None": (lambda value: value is None or _number(value), "a number, or null"),
 }
@@ -93,7 +94,51 @@ class Heads:
              "estimator's variance explodes")  # fmt: skip
 
 
-MODULES: Mapping[str, type[Settings]] = {"heads": Heads}
+@dataclass(frozen=True)
+class Repetition:
+    """A sentence behind copies of it, or continued by a decoder (align/study/repetition.py)."""
+
+    WHAT: ClassVar[str] = (
+        "Every arm is the start model itself: the log-probability of a sentence behind copies of it, or what a decoder "
+        "makes of it. Nothing is trained; algo, reward and probe of the settings are not read."
+    )
+
+    sentences: int  # of a seed, each an answer to another prompt
+    copies: int | None  # null: a decoder goes on from the sentence
+    of: str  # whose copies
+    continued: int  # sentences of a seed that a decoder goes on from
+    tokens: int  # of each continuation
+    temperature: float  # 0: the likeliest token
+    top_p: float
+    beams: int
+    penalty: float  # logits of what was said already are divided by it, or multiplied below 0 (arXiv:1909.05858)
+
+    def __post_init__(self) -> None:
+        for key in ("sentences", "continued", "tokens", "beams"):
+            positive(getattr(self, key), f"repetition.{key}")
+        one_of(self.of, ("itself", "another"), "repetition.of")
+        need(self.copies is None or self.copies >= 0, "repetition.copies", self.copies, "must be null, 0 or more")
+        need(self.of == "itself" or (self.copies or 0) > 0, "repetition.of", self.of,
+             "says whose copies stand before the sentence: give repetition.copies one or more")  # fmt: skip
+        need(self.continued <= self.sentences, "repetition.continued", self.continued,
+             f"must be at most repetition.sentences={self.sentences}")  # fmt: skip
+        need(self.tokens >= 3, "repetition.tokens", self.tokens, "must be 3 or more: rep-3 is of trigrams")
+        finite(self.temperature, "repetition.temperature", 0)
+        finite(self.top_p, "repetition.top_p", 0, 1, open_low=True)
+        finite(self.penalty, "repetition.penalty", 1)
+        need(self.beams == 1 or self.temperature == 0, "repetition.beams", self.beams,
+             "beams keep the likeliest sequences: use repetition.temperature=0")  # fmt: skip
+        need(self.top_p == 1 or self.temperature > 0, "repetition.top_p", self.top_p,
+             "cuts what is sampled from: use a repetition.temperature above 0")  # fmt: skip
+
+    def fits(self, experiment: Experiment) -> None:
+        """Its sentences are answers of the annotator's pool; it has one step."""
+        e = experiment
+        need(e.data.kind == "annotator", "data", e.data.name, "sentences are taken from the pool of data=annotator")
+        need(e.steps == 1, "steps", e.steps, "module=repetition measures once: use steps=1")
+
+
+MODULES: Mapping[str, type[Settings]] = {"heads": Heads, "repetition": Repetition}
 
 
 def split(module: str, overrides: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -290,7 +290,7 @@ def test_what_is_measured_is_not_measured_again_until_something_of_it_changes(tm
 
 def test_arms_that_would_be_judged_on_other_answers_are_refused(tmp_path):
     arms = {"noisy": [], "clean": ["data.pool.temperature=0.5"]}
-    with pytest.raises(ConfigError, match="arms noisy and clean: heads are judged on the same answers"):
+    with pytest.raises(ConfigError, match="arms noisy and clean: all are measured on the same answers"):
         heads.measure(engine.expand(planned(tmp_path, arms=arms)))
 
 
