@@ -17,6 +17,7 @@ from align.refusals import ConfigError
 from align.runs import RunRecord
 from align.study import __main__ as cli
 from align.study import engine, heads, measured, settings, spec, verdict
+from align.study.ground import Taught
 from align.study.heads import Ground, Judged
 from align.study.rules import CONFIRMED, INVALID
 from reward_models.annotator import Answer, fit_scale, gold
@@ -185,10 +186,9 @@ def made_up(tasks) -> Ground:
         return heads.heads.centred(noise)
 
     held = answers(asked, tasks[0].experiment.probe.samples)
-    rows = {id(a): i for i, a in enumerate(a for group in train.values() for a in group)}
     judged = heads._judged(held, {0.667: features(held)}, scale)
-    return Ground(train, rows, {0.667: features(train).reshape(-1, 6)}, scale, judged,
-                  {"start_fingerprint": "s", "data_fingerprint": "d"})  # fmt: skip
+    taught = Taught(train, {0.667: features(train).reshape(-1, 6)}, scale)
+    return Ground(taught, judged, {"start_fingerprint": "s", "data_fingerprint": "d"})
 
 
 @pytest.fixture
