@@ -138,7 +138,37 @@ class Repetition:
         need(e.steps == 1, "steps", e.steps, "module=repetition measures once: use steps=1")
 
 
-MODULES: Mapping[str, type[Settings]] = {"heads": Heads, "repetition": Repetition}
+@dataclass(frozen=True)
+class Bench:
+    """A reward that is judged on pairs of a small bench (align/study/rm_bench.py)."""
+
+    WHAT: ClassVar[str] = (
+        "Every arm is a reward: step 0 is a coin, step 1 the reward itself, on pairs of which one answer is known "
+        "to be the better. No run is made; algo, reward and probe of the settings are not read."
+    )
+
+    reward: str
+    depth: float  # share of the model's layers, of frozen features
+    rank: int
+    ridge: float
+    pairs: int  # of each category
+    gap: float  # in within-prompt SDs, of gold and of length, in length-adversarial pairs
+
+    def __post_init__(self) -> None:
+        one_of(self.reward, ("head", "decorrelated", "logprob", "length"), "rm_bench.reward")
+        finite(self.depth, "rm_bench.depth", 0, 1, open_low=True)
+        for key in ("rank", "pairs"):
+            positive(getattr(self, key), f"rm_bench.{key}")
+        finite(self.ridge, "rm_bench.ridge", 0)
+        finite(self.gap, "rm_bench.gap", 0, open_low=True)
+
+    def fits(self, experiment: Experiment) -> None:
+        e = experiment
+        need(e.data.kind == "annotator", "data", e.data.name, "the bench is made of answers of data=annotator")
+        need(e.steps == 1, "steps", e.steps, "module=rm_bench measures once: use steps=1")
+
+
+MODULES: Mapping[str, type[Settings]] = {"heads": Heads, "repetition": Repetition, "rm_bench": Bench}
 
 
 def split(module: str, overrides: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
