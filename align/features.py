@@ -56,7 +56,7 @@ def answer_features(
         raise ModelError(f"model.path: frozen features are computed for {', '.join(FAMILIES)} only, not for a "
                          f"{decoder.config.model_type} model")  # fmt: skip
     layers = [layer_at(depth, len(decoder.layers)) for depth in depths]
-    batch = _batch(policy, answers, prompts)
+    batch = batch_of_answers(policy, answers, prompts)
     found = torch.zeros(len(answers), len(layers), decoder.config.hidden_size)
     with _watched(decoder, layers) as seen:
         for chosen in micro_batches(batch, None, TOKENS):
@@ -71,8 +71,8 @@ def layer_at(depth: float, layers: int) -> int:
     return max(1, round(depth * layers))
 
 
-def _batch(policy: Policy, answers: Sequence[PoolRow], prompts: Sequence[Prompt]) -> Batch:
-    """Every answer behind its prompt. A token follows each answer, since packing leaves a row's last one out."""
+def batch_of_answers(policy: Policy, answers: Sequence[PoolRow], prompts: Sequence[Prompt]) -> Batch:
+    """Every answer behind its prompt. A pad follows each answer, since packing leaves a row's last token out."""
     tokenizer = policy.tokenizer
     encoded = {prompt.id: tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts}
     rows, starts, lengths = [], [], []

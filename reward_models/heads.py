@@ -43,6 +43,19 @@ def coordinates(deviations: Array, rank: int) -> Array:
     return np.asarray(inverse[:, None] * directions[:rank].T * np.sqrt(len(deviations)) / lengths[:rank])
 
 
+def without(basis: Array, deviations: Array, values: Array) -> Array:
+    """Coordinates [F, rank] without the direction in which they go along with `values` [N], such as lengths.
+
+        basis (I - u u'),   u ~ sum_i values_i z_i,   z_i = basis' deviations_i
+
+    No head on what is left has any correlation with the values over these answers: of all projections that do so, the
+    one that changes white coordinates least (LEACE, arXiv:2306.03819). Both less their prompt's mean.
+    """
+    along = (deviations @ basis).T @ values
+    u = along / np.linalg.norm(along)
+    return np.asarray(basis - np.outer(basis @ u, u))
+
+
 def bradley_terry(differences: Array, ridge: float) -> Array:
     """[pairs, rank] coordinates of chosen less rejected answers -> w [rank], the minimum of the loss above."""
 

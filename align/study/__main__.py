@@ -5,6 +5,7 @@ Exit codes: 0 done, whatever the verdict; 1 wrong input; 2 a run failed; 130 int
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.text import Text
 
@@ -23,7 +23,7 @@ from align.report.metrics import kl_metric
 from align.report.text import visible
 from align.run import USER_ERRORS
 from align.runs import RunError, write_text
-from align.study import engine, exact, page, panels, record, spec, values, verdict
+from align.study import engine, exact, measured, page, panels, record, spec, values, verdict
 from align.study.rules import Verdict
 from align.study.spec import Study
 
@@ -91,12 +91,12 @@ def conduct(options: Options) -> int:
         need(not given, "command line", " ".join(given), f"study={study.name} is exact: it has no runs to change")
         _exact(study, out)
         return 0
-    return _trained(study, options, out)
+    return _armed(study, options, out)
 
 
 def _exact(study: Study, out: Path) -> None:
-    if exact.unchanged(study, out / "verdict.json") and (out / "index.html").is_file():
-        _say(_kept(out), "", out)
+    if record.stands(out, study, exact.source(study)):
+        _say(_kept(out)[0], "", out)
         return
     computed = exact.compute(study)
     with _writing(out):
@@ -106,32 +106,43 @@ def _exact(study: Study, out: Path) -> None:
     _say(computed.verdict, "", out)
 
 
-def _trained(study: Study, options: Options, out: Path) -> int:
+def _armed(study: Study, options: Options, out: Path) -> int:
     tier = options.tier or next(iter(study.tiers or {}))
     chosen = engine.plan(study, tier, _seeds(options.seeds), options.extra, Path(options.runs_root).expanduser())
     need(options.jobs.isdecimal() and int(options.jobs) > 0, "jobs", options.jobs, "must be a whole number above 0")
+    if study.kind == "measured":
+        need(options.jobs == "1", "jobs", options.jobs, "the study is measured in this process; leave it out")
+        _measured(chosen, out)
+        return 0
     tasks = engine.expand(chosen)
-    if study.kind == "heads":
-        need(options.jobs == "1", "jobs", options.jobs, "heads are fitted in this process; leave it out")
-        from align.study.heads import measure  # torch and the model take seconds to load
-
-        arms = measure(tasks)
-    else:
-        failed = engine.carry_out(tasks, int(options.jobs), out / "logs")
-        if failed:
-            many = f"{len(failed)} of {len(tasks)} runs"
-            print(f"error: {many} failed, so there is no verdict; the same command tries them again", file=sys.stderr)
-            return engine.worst(failed)
-        arms = verdict.read_arms(tasks, [path for task in tasks if (path := engine.finished(task))])
-    found = verdict.screened(chosen, verdict.examine(study, arms))
-    text = record.of_trained(chosen, found)
-    if not _same(out, text):
-        _write_trained(out, chosen, found, text)
-    _say(found.verdict, page.sentence(found.verdict, found.primary), out, found.screen)
+    failed = engine.carry_out(tasks, int(options.jobs), out / "logs")
+    if failed:
+        many = f"{len(failed)} of {len(tasks)} runs"
+        print(f"error: {many} failed, so there is no verdict; the same command tries them again", file=sys.stderr)
+        return engine.worst(failed)
+    paths = [path for task in tasks if (path := engine.finished(task))]
+    _conclude(chosen, verdict.read_arms(tasks, paths), out, None)
     return 0
 
 
-def _write_trained(out: Path, chosen: engine.Plan, found: verdict.Found, text: str) -> None:
+def _measured(chosen: engine.Plan, out: Path) -> None:
+    source = measured.source(chosen)
+    if record.stands(out, chosen.study, source):
+        kept, screen = _kept(out)
+        _say_of(chosen.study, kept, out, screen)
+    else:
+        _conclude(chosen, measured.measure(chosen, engine.expand(chosen)), out, source)
+
+
+def _conclude(chosen: engine.Plan, arms: verdict.Arms, out: Path, source: str | None) -> None:
+    found = verdict.screened(chosen, verdict.examine(chosen.study, arms))
+    text = record.of_arms(chosen, found, source)
+    if not _same(out, text):
+        _write_arms(out, chosen, found, text)
+    _say_of(chosen.study, found.verdict, out, found.screen)
+
+
+def _write_arms(out: Path, chosen: engine.Plan, found: verdict.Found, text: str) -> None:
     with _writing(out):
         drawn = [(figure, figures.save(figure, out)) for figure in page.draw(found)]
     remove_stale(out, {figure.name for figure, _ in drawn})
@@ -140,7 +151,7 @@ def _write_trained(out: Path, chosen: engine.Plan, found: verdict.Found, text: s
     _write(out, {
         "summary.csv": tables.to_csv(tables.summarise(arms, kl), kl),
         "contrasts.csv": record.contrasts_csv(found),
-        "index.html": page.render_trained(chosen, found, drawn),
+        "index.html": page.render_arms(chosen, found, drawn),
         "verdict.json": text,
     })  # fmt: skip
 
@@ -167,9 +178,15 @@ def _writing(out: Path) -> Iterator[None]:
         raise RunError(f"out={out} cannot be written: {error.strerror or error}") from error
 
 
-def _kept(out: Path) -> Verdict:
-    kept = yaml.safe_load((out / "verdict.json").read_text("utf-8"))
-    return Verdict(**{key: kept[key] for key in Verdict.__dataclass_fields__})
+def _kept(out: Path) -> tuple[Verdict, bool]:
+    """The verdict that stands there, and whether it is a screen's."""
+    kept = json.loads((out / "verdict.json").read_text("utf-8"))
+    return Verdict(**{key: kept[key] for key in Verdict.__dataclass_fields__}), kept.get("screen", False)
+
+
+def _say_of(study: Study, found: Verdict, out: Path, screen: bool) -> None:
+    assert study.primary is not None
+    _say(found, page.sentence(found, verdict.metric_of(study.primary.metric)), out, screen)
 
 
 def _say(found: Verdict, sentence: str, out: Path, screen: bool = False) -> None:

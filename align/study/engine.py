@@ -26,7 +26,7 @@ from align.refusals import ConfigError, need, one_of
 from align.run import CONF
 from align.schema import Experiment
 from align.study import settings
-from align.study.settings import Heads
+from align.study.settings import Settings
 from align.study.spec import Study
 
 POLL_SECONDS = 0.2
@@ -72,7 +72,7 @@ class Task:
     seed: int
     overrides: tuple[str, ...]
     experiment: Experiment
-    heads: Heads | None = None  # of a study of kind heads
+    own: Settings | None = None  # of a study of kind measured
 
     @property
     def name(self) -> str:
@@ -120,25 +120,26 @@ def merged(*lists: Sequence[str]) -> tuple[str, ...]:
 
 
 def _tasks(arm: str, overrides: tuple[str, ...], chosen: Plan) -> Iterator[Task]:
-    runs, own = settings.split(overrides) if chosen.study.kind == "heads" else (overrides, ())
+    module = chosen.study.module
+    runs, given = settings.split(module, overrides) if module else (overrides, ())
     try:
-        heads = settings.parse(own) if chosen.study.kind == "heads" else None
+        own = settings.read(module, given) if module else None
         cfg = compose("run", overrides=list(runs))
         for seed in chosen.seeds_of(arm):
             cfg.seed, cfg.runs_root, cfg.resume = seed, str(chosen.runs_root), True
             experiment = check(cfg)
-            if heads is not None:
-                settings.fits(experiment)
-            yield Task(arm, seed, overrides, experiment, heads)
+            if own is not None:
+                own.fits(experiment)
+            yield Task(arm, seed, overrides, experiment, own)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"arm {arm}: {str(error).strip()}") from None
 
 
 def _refuse_same(tasks: Sequence[Task]) -> None:
     """Two arms of one experiment would be compared with themselves."""
-    seen: dict[tuple[str, Heads | None], Task] = {}
+    seen: dict[tuple[str, Settings | None], Task] = {}
     for task in tasks:
-        other = seen.setdefault((config_hash(plain(task.experiment)), task.heads), task)
+        other = seen.setdefault((config_hash(plain(task.experiment)), task.own), task)
         if other is not task:
             raise ConfigError(f"arms {other.arm} and {task.arm}: both are the same experiment; their overrides must "
                               "differ")  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,16 +46,6 @@ def source(study: Study) -> str:
         raise ConfigError(f"module={study.module}: there is no such module")
     files = [Path(found.origin), *sorted((PACKAGE / "maths").glob("*.py")), *sorted((PACKAGE / "study").glob("*.py"))]
     return hashlib.sha256(b"".join([repr(study).encode(), *(file.read_bytes() for file in files)])).hexdigest()
-
-
-def unchanged(study: Study, written: Path) -> bool:
-    """Whether verdict.json is of this study as declared and computed now: nothing has to be computed again."""
-    computed = source(study)
-    try:
-        kept = json.loads(written.read_text("utf-8"))
-        return kept["declared"] == study.declared and kept["source"] == computed
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def compute(study: Study) -> Computed:

@@ -1,4 +1,4 @@
-"""Studies of kind `heads`: reward heads on frozen features, each the proxy by which the best of n answers is taken.
+"""Studies of module `heads`: reward heads on frozen features, each the proxy by which the best of n answers is taken.
 
 An arm and a seed are one best-of-n that is never run: N answers of the start model to each prompt of the probe are
 sampled once, and the gold of the best of n = 1, 2, 4, ... by a head is estimated from all subsets of n of them
@@ -10,42 +10,31 @@ of trained studies. A seed draws pairs, labels and bootstraps; the answers are t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor
 
-from align.config import config_hash, plain
-from align.data import find_pool
-from align.data.annotator import answers_to, check_settings, label_settings, prompts
+from align.data.annotator import answers_to, label_settings, prompts
 from align.data.dataset import digest
-from align.device import resolve_device, resolve_dtype
 from align.features import obtain_features
 from align.maths.best_of_n import expected_best, kl_bound
-from align.models import load_policy
-from align.records import Prompt
-from align.refusals import ConfigError, need
 from align.report.arms import SeedRun
 from align.runs import RunRecord
-from align.schema import Experiment
 from align.seeds import derive
-from align.stages import answered, obtain_pool, stages_root
+from align.stages import answered, stages_root
 from align.study.engine import Task
+from align.study.ground import Taught, as_run, by_depth, start, teach
 from align.study.settings import Heads
 from align.study.verdict import Arms, assemble
 from reward_models import heads
-from reward_models.annotator import Answer, GoldScale, fit_scale, gold
+from reward_models.annotator import Answer, GoldScale, gold
 from reward_models.heads import Array
-from reward_models.labels import LabelSettings, label_pairs
 
-SIDES = ("chosen", "rejected")
 ORACLE = 16  # gate: the best of so many by gold itself
-SAME = ("model", "dtype", "device", "probe", "steps")  # in all arms, beside data.pool
 
 
 @dataclass(frozen=True)
@@ -71,28 +60,9 @@ class Judged:
 class Ground:
     """What all arms stand on."""
 
-    train: dict[str, list[Answer]]
-    rows: dict[int, int]  # identity of a training answer -> its row of the features
-    features: dict[float, Array]  # depth -> [answers, F] of the training answers, less their prompt's mean
-    scale: GoldScale
+    taught: Taught
     judged: Judged
     meta: dict[str, str]
-    bases: dict[tuple[float, int], Array] = field(default_factory=dict)  # (depth, rank) -> coordinates
-    labelled: dict[LabelSettings, tuple[list[int], list[int]]] = field(default_factory=dict)
-
-    def basis(self, depth: float, rank: int) -> Array:
-        if (depth, rank) not in self.bases:
-            self.bases[depth, rank] = heads.coordinates(self.features[depth], rank)
-        return self.bases[depth, rank]
-
-    def pairs(self, labels: LabelSettings) -> tuple[list[int], list[int]]:
-        """Rows of the chosen and of the rejected answers. Raises ConfigError when the pool has fewer pairs."""
-        if labels not in self.labelled:
-            pairs = label_pairs(self.train, self.scale, labels).pairs
-            need(len(pairs) == labels.pairs, "data.labels.pairs", labels.pairs, f"the pool has {len(pairs)}; lower it")
-            chosen, rejected = ([self.rows[id(getattr(pair, side))] for pair in pairs] for side in SIDES)
-            self.labelled[labels] = chosen, rejected
-        return self.labelled[labels]
 
 
 def measure(tasks: Sequence[Task]) -> Arms:
@@ -107,52 +77,33 @@ def measure(tasks: Sequence[Task]) -> Arms:
 def lay(tasks: Sequence[Task]) -> Ground:
     """Pools and features, sampled and computed where the cache has none."""
     e = tasks[0].experiment
-    _refuse_different(tasks)
-    device = resolve_device(e.device)
-    policy = load_policy(e.model, device, resolve_dtype(e.dtype, device), 0)
-    pool = find_pool(e.data, lambda cfg: obtain_pool(cfg, e, policy))
-    check_settings(e.data, pool)
+    policy, pool = start(tasks)
     asked, root = prompts("eval")[: e.probe.prompts], stages_root(e)
     many = replace(e.data, pool=replace(e.data.pool, samples=e.probe.samples))
     more = answered(many, e, policy, asked)
     depths = sorted({depth for task in tasks for depth in _of(task).depths})
-    taught = prompts("train")
-    groups = answers_to(pool, taught)
-    own = [row for row in pool.rows if row.prompt_id in groups]
-    train, judged = (
-        _by_depth(obtain_features(policy, rows, of, depths, root), depths, of)
-        for rows, of in ((own, taught), (more.rows, asked))
-    )
-    scale = fit_scale(list(groups.values()))
-    # in the pool answers stand prompt by prompt, and the prompts in the order of `groups`
-    answers = [answer for group in groups.values() for answer in group]
-    fingerprint = digest([[asdict(row) for row in (*own, *more.rows)], scale.digest()])
-    return Ground(
-        groups,
-        {id(answer): row for row, answer in enumerate(answers)},
-        {depth: table.reshape(-1, table.shape[-1]) for depth, table in train.items()},
-        scale,
-        _judged(answers_to(more, asked), judged, scale),
-        {"start_fingerprint": policy.fingerprint, "data_fingerprint": fingerprint},
-    )
+    taught = teach(policy, pool, depths, root)
+    judged = by_depth(obtain_features(policy, more.rows, asked, depths, root), depths, len(asked))
+    own = [row for row in pool.rows if row.prompt_id in taught.answers]
+    fingerprint = digest([[asdict(row) for row in (*own, *more.rows)], taught.scale.digest()])
+    meta = {"start_fingerprint": policy.fingerprint, "data_fingerprint": fingerprint}
+    return Ground(taught, _judged(answers_to(more, asked), judged, taught.scale), meta)
 
 
 def judge(ground: Ground, task: Task) -> SeedRun:
     """Fit an arm's heads to a seed's labels, and take the best of n by them."""
-    own, pairs = _of(task), ground.pairs(label_settings(task.experiment.data))
+    own, pairs = _of(task), ground.taught.pairs(label_settings(task.experiment.data))
     members = [
-        (depth, fit(ground, own, depth, pairs, derive(task.seed, "bootstrap", k)))
+        (depth, fit(ground.taught, own, depth, pairs, derive(task.seed, "bootstrap", k)))
         for k, depth in zip(range(own.members), own.depths * own.members, strict=False)
     ]
     proxy = _combined(own, members, ground.judged)
-    config = plain(task.experiment) | {"heads": asdict(own)}
-    record = RunRecord(Path(), config, ground.meta | {"config_hash": config_hash(config)}, "finished", ())
-    return curve(ground.judged, proxy, record, task.experiment.steps)
+    return curve(ground.judged, proxy, as_run(task, ground.meta), task.experiment.steps)
 
 
-def fit(ground: Ground, own: Heads, depth: float, pairs: tuple[list[int], list[int]], seed: int) -> Array:
+def fit(taught: Taught, own: Heads, depth: float, pairs: tuple[list[int], list[int]], seed: int) -> Array:
     """A member: [F], with rewards of standard deviation 1 within the training prompts. `seed` is of its bootstrap."""
-    features, basis = ground.features[depth], ground.basis(depth, own.rank)
+    features, basis = taught.features[depth], taught.basis(depth, own.rank)
     chosen, rejected = pairs
     differences = (features[chosen] - features[rejected]) @ basis
     if own.members > 1:
@@ -235,22 +186,6 @@ def _judged(groups: dict[str, list[Answer]], features: dict[float, Array], scale
                   table(lambda answer: answer.tokens), table(lambda answer: answer.finished))  # fmt: skip
 
 
-def _by_depth(features: Tensor, depths: Sequence[float], asked: Sequence[Prompt]) -> dict[float, Array]:
-    """[answers, depths, F] -> depth -> [prompts, samples, F] less the prompt's mean"""
-    split = features.double().unflatten(0, (len(asked), -1)).numpy()
-    return {depth: heads.centred(split[:, :, i]) for i, depth in enumerate(depths)}
-
-
-def _refuse_different(tasks: Sequence[Task]) -> None:
-    def ruler(e: Experiment) -> list[Any]:
-        return [getattr(e, key) for key in SAME] + [e.data.pool]
-
-    for task in tasks:
-        if ruler(task.experiment) != ruler(tasks[0].experiment):
-            raise ConfigError(f"arms {tasks[0].arm} and {task.arm}: heads are judged on the same answers: "
-                              f"{', '.join(SAME)} and data.pool must not differ between arms")  # fmt: skip
-
-
 def _of(task: Task) -> Heads:
-    assert task.heads is not None
-    return task.heads
+    assert isinstance(task.own, Heads)
+    return task.own

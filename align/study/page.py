@@ -22,6 +22,7 @@ from align.study.engine import Plan
 from align.study.exact import Computed
 from align.study.forest import forest
 from align.study.rules import Verdict
+from align.study.settings import MODULES
 from align.study.spec import Contrast, Study
 from align.study.verdict import Found, Judged, metric_of
 
@@ -53,20 +54,22 @@ UNITS = {
 }
 
 
-def render_trained(chosen: Plan, found: Found, drawn: Sequence[tuple[Figure, str]]) -> str:
+def render_arms(chosen: Plan, found: Found, drawn: Sequence[tuple[Figure, str]]) -> str:
     """`drawn`: the gallery's figures with the <svg> element of each."""
     arms, study = found.arms, chosen.study
     assert study.primary is not None and study.tiers is not None and study.overrides is not None
     styles = {name: arm.style for name, arm in arms.items()}
     beside = [found.primary, *found.controls, *(one.removal for one in found.cured)]
-    told = {key: metric_of(key) for key in (study.primary.metric, *TOLD) if any(arm.logs(key) for arm in arms.values())}
+    own = [one.metric for one in (study.primary, *(study.secondary or {}).values())]
+    told = {key: metric_of(key) for key in (*own, *TOLD) if any(arm.logs(key) for arm in arms.values())}
     starts = [warning for warning in checks.unequal_starts(list(arms.values())) if "start weights" in warning]
     return _template().render(
-        **_head(study, found.verdict, found.primary, found.screen),
+        **_head(study, found.verdict, found.primary.metric, found.screen),
         exact=None,
         command=_command(chosen),
         runs=[run.record.path for arm in arms.values() for run in arm.seeds] if study.kind == "trained" else [],
         told=told,
+        what=MODULES[study.module].WHAT if study.module else None,
         table={name: {metric.key: _path(arm, metric) for metric in told.values()} for name, arm in arms.items()},
         chosen=chosen,
         found=found,
@@ -108,11 +111,10 @@ def asked(one: Contrast) -> str:
     return f"{one.metric} of {one.treated} less that of {low}{f', at step {one.at}' if one.at else ''}"
 
 
-def sentence(verdict: Verdict, one: Judged | None) -> str:
+def sentence(verdict: Verdict, metric: Metric) -> str:
     """The effect with its interval: +9.8 tokens [+6.1, +13.4], 3 of 3 seeds, p = 0.004."""
-    if one is None or verdict.effect is None:
+    if verdict.effect is None:
         return ""
-    metric = one.metric
     unit = f" {metric.unit}" if metric.unit else ""
     interval = metric.interval(verdict.low, verdict.high)
     parts = [f"{metric.show(verdict.effect, sign=True)}{unit}{f' {interval}' if interval else ''}"]
@@ -153,10 +155,10 @@ def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {number(p, 3)}"
 
 
-def _head(study: Study, verdict: Verdict, one: Judged | None, screen: bool = False) -> dict[str, Any]:
+def _head(study: Study, verdict: Verdict, metric: Metric | None, screen: bool = False) -> dict[str, Any]:
     head: dict[str, Any] = {"study": study, "verdict": verdict, "sign": SIGNS[verdict.outcome]}
     head["shown"] = shown(verdict, screen)
-    return head | {"meaning": MEANINGS[verdict.outcome], "sentence": sentence(verdict, one)}
+    return head | {"meaning": MEANINGS[verdict.outcome], "sentence": sentence(verdict, metric) if metric else ""}
 
 
 def _cell(value: Any) -> str:
@@ -169,7 +171,7 @@ def _cell(value: Any) -> str:
 
 
 def _judged(one: Judged) -> str:
-    return sentence(one.verdict, one)
+    return sentence(one.verdict, one.metric)
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

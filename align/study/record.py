@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import align
@@ -25,9 +26,11 @@ TOLD = ("length/mean", "length/truncated", "reward/gold", "reward/proxy", "kl/ex
 DIGITS = 10  # the last ones depend on the order in which a machine adds
 
 
-def of_trained(chosen: Plan, found: Found) -> str:
+def of_arms(chosen: Plan, found: Found, source: str | None) -> str:
+    """`source`: of a measured study."""
     about = {"as_declared": chosen.as_declared, "tier": chosen.tier, "overrides": chosen.changes}
     about |= {"seeds_run": list(chosen.seeds), "screen": found.screen}
+    about |= {} if source is None else {"source": source}
     return as_json(chosen.study, found.verdict, about | _details(found))
 
 
@@ -39,7 +42,18 @@ def as_json(study: Study, verdict: Verdict, details: Mapping[str, Any]) -> str:
     return json.dumps(_rounded(about), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def stands(out: Path, study: Study, source: str) -> bool:
+    """Whether verdict.json, the last that is written, is of this study as declared and of this source, with its page:
+    nothing has to be computed again."""
+    try:
+        kept = json.loads((out / "verdict.json").read_text("utf-8"))
+        return (out / "index.html").is_file() and (kept["declared"], kept["source"]) == (study.declared, source)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _details(found: Found) -> dict[str, Any]:
+    own = [one.metric.key for one in (found.primary, *found.secondary)]
     return {
         "primary": _contrast(found.primary),
         "gates": [asdict(gate) | {"passed": gate.passed} for gate in found.gates],
@@ -49,7 +63,7 @@ def _details(found: Found) -> dict[str, Any]:
             {"arm": one.arm, "works": one.works, "removed": one.removed, "removal": _contrast(one.removal),
              "cost": _contrast(one.cost)} for one in found.cured
         ],
-        "arms": {name: _arm_facts(arm) for name, arm in found.arms.items()},
+        "arms": {name: _arm_facts(arm, own) for name, arm in found.arms.items()},
     }  # fmt: skip
 
 
@@ -58,8 +72,8 @@ def _contrast(one: Judged) -> dict[str, Any]:
     return named | asdict(one.verdict) | {"by_seed": dict(one.by_seed)}
 
 
-def _arm_facts(arm: Arm) -> dict[str, Any]:
-    keys = [key for key in TOLD if arm.logs(key)]
+def _arm_facts(arm: Arm, own: Sequence[str]) -> dict[str, Any]:
+    keys = [key for key in dict.fromkeys([*own, *TOLD]) if arm.logs(key)]
     both = {key: (at_step(arm, 0, key), at_step(arm, arm.end, key)) for key in keys}
     ends = {key: {"start": start and start.mean, "end": end and end.mean} for key, (start, end) in both.items()}
     runs = {

@@ -5,8 +5,9 @@
     claim: one sentence that the verdict confirms or reverses
     literature: what others found, with its source
     not_shown: what the study does not show
-    kind: trained | heads | exact
+    kind: trained | measured | exact
     module: align.exact.NAME             of an exact study: has `compute()`; nothing of the below
+    module: NAME                         of a measured one: align/study/NAME.py, whose own settings are NAME.KEY=VALUE
 
     base: [KEY=VALUE, ...]               overrides of every run of align.run; one of a later list replaces the earlier
     tiers: {cpu: [...], gpu: [...]}      then these
@@ -27,7 +28,7 @@ A contrast has metric (a key of the probe), rule (align/study/rules.py), margin,
 low, direction; equivalence: high, low; dose: levels {arm: number}, direction; peak: levels, or high and along: the
 steps of that arm, each at the root of its KL (the key `along`). `low: start` is step 0 of the arm `high`; `at` a step
 instead of the last. `of` is the margin's unit: base_mean (a share of the step-0 mean), base_within_prompt_sd, or
-absolute, the default. Kind heads (align/study/heads.py) is declared as trained is, with overrides heads.KEY=VALUE too.
+absolute, the default.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ import yaml
 from align.refusals import ConfigError, need, one_of
 from align.run import CONF
 from align.study import values
+from align.study.settings import MODULES
 
 STUDIES = CONF / "study"
 START = "start"
@@ -58,6 +60,7 @@ LEVELS = {"dose": 4, "peak": 3}
 PROSE = ("name", "question", "claim", "literature", "not_shown", "kind")
 DECIDES = ("base", "tiers", "arms", "seeds", "primary", "gates")
 OPTIONAL = ("controls", "mitigations", "cure", "secondary", "beside", "screen", "asks")
+KINDS = {"trained": DECIDES, "measured": ("module", *DECIDES), "exact": ("module",)}
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Cure:
 
 @dataclass(frozen=True)
 class Study:
-    """A declared study. Of an exact one `module` alone is set; of the others all else is."""
+    """A declared study. Of an exact one `module` alone is set, of a trained one all else, of a measured one all."""
 
     name: str
     question: Mapping[str, str]  # language -> as it is asked
@@ -160,17 +163,18 @@ def load(path: Path) -> Study:
 
 
 def parse(raw: Mapping[str, Any]) -> Study:
-    one_of(raw.get("kind"), ("trained", "heads", "exact"), "kind")
-    exact = raw["kind"] == "exact"
-    values.keys(raw, [*PROSE, *(("module",) if exact else DECIDES)], () if exact else OPTIONAL, "")
+    one_of(raw.get("kind"), tuple(KINDS), "kind")
+    exact, asked = raw["kind"] == "exact", KINDS[raw["kind"]]
+    values.keys(raw, [*PROSE, *asked], () if exact else OPTIONAL, "")
     need(isinstance(raw["name"], str) and re.fullmatch(r"[a-z0-9_]+", raw["name"]) is not None, "name", raw["name"],
          "must be of small letters, digits and _: a folder is called so")  # fmt: skip
     values.keys(values.mapping(raw["question"], "question"), ["en", "zh"], (), "question")
     prose = {key: str(raw[key]).strip() for key in PROSE if key != "question"}
     question = {language: str(text).strip() for language, text in raw["question"].items()}
-    if exact:
-        return Study(**prose, question=question, declared=_digest(raw, ("module",)), module=str(raw["module"]))
-    return _armed(raw, prose | {"question": question, "declared": _digest(raw, (*DECIDES, *OPTIONAL))})
+    head = prose | {"question": question, "declared": _digest(raw, (*asked, *OPTIONAL)), "module": raw.get("module")}
+    if raw["kind"] == "measured":
+        one_of(raw["module"], tuple(MODULES), "module")
+    return Study(**head) if exact else _armed(raw, head)
 
 
 def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:

@@ -16,7 +16,8 @@ from align.maths.best_of_n import kl_bound
 from align.refusals import ConfigError
 from align.runs import RunRecord
 from align.study import __main__ as cli
-from align.study import engine, heads, settings, spec, verdict
+from align.study import engine, heads, measured, settings, spec, verdict
+from align.study.ground import Taught
 from align.study.heads import Ground, Judged
 from align.study.rules import CONFIRMED, INVALID
 from reward_models.annotator import Answer, fit_scale, gold
@@ -28,7 +29,8 @@ BASE = ["algo=best_of_n", "data=annotator", "reward=learned", "model=tiny", "dty
         "tracker=none", "probe.samples=16", "steps=2", "data.labels.pairs=200", "data.labels.seed=${seed}",
         *SETTINGS]  # fmt: skip
 STUDY = TRAINED | {
-    "kind": "heads",
+    "kind": "measured",
+    "module": "heads",
     "base": BASE,
     "tiers": {"cpu": ["probe.prompts=30"]},
     "arms": {"noisy": ["data.labels.flips=0.4"], "clean": ["data.labels.flips=0"]},
@@ -44,9 +46,9 @@ STUDY = {key: value for key, value in STUDY.items() if key not in ("mitigations"
 
 
 def test_settings_are_read_and_the_rest_is_left_to_the_run():
-    runs, own = settings.split(["algo=dpo", *SETTINGS])
+    runs, own = settings.split("heads", ["algo=dpo", *SETTINGS])
     assert runs == ("algo=dpo",) and own == SETTINGS
-    read = settings.parse(own)
+    read = settings.read("heads", own)
     assert (read.depths, read.members, read.coef, read.rank, read.ridge) == ((0.667,), 1, None, 3, 1.5)
 
 
@@ -69,18 +71,18 @@ def test_settings_are_read_and_the_rest_is_left_to_the_run():
 )
 def test_a_head_that_cannot_be_is_refused(change, said):
     with pytest.raises(ConfigError, match=said):
-        settings.parse(engine.merged(SETTINGS, [change]))
+        settings.read("heads", engine.merged(SETTINGS, [change]))
 
 
 def test_a_setting_that_is_not_declared_is_missing():
     with pytest.raises(ConfigError, match="heads.ridge=: is missing"):
-        settings.parse(SETTINGS[:-1])
+        settings.read("heads", SETTINGS[:-1])
 
 
 def test_weights_of_different_layers_are_not_averaged():
     changed = engine.merged(SETTINGS, ["heads.members=2", "heads.depths=[0.5,1]", "heads.combine=weights"])
     with pytest.raises(ConfigError, match="weights of different layers cannot be averaged"):
-        settings.parse(changed)
+        settings.read("heads", changed)
 
 
 def planned(tmp_path, *extra, **changes) -> engine.Plan:
@@ -93,7 +95,7 @@ def planned(tmp_path, *extra, **changes) -> engine.Plan:
         ("steps=3", "probe.samples=16: best of 2.3 needs 32 answers"),
         ("steps=1", "steps=1: is doublings of n: two or more make a curve"),
         ("reward.formula=learned+length", "a head stands in for the learned reward"),
-        ("algo=rloo algo.optimizer.warmup_steps=0", "algo=rloo: a study of kind heads judges by algo=best_of_n"),
+        ("algo=rloo algo.optimizer.warmup_steps=0", "algo=rloo: module=heads judges by algo=best_of_n"),
         ("heads.rnak=3", "arm noisy: heads.rnak=3"),
     ],
 )
@@ -105,7 +107,7 @@ def test_an_experiment_that_heads_do_not_fit_is_refused(tmp_path, extra, said):
 def test_arms_may_differ_in_their_heads_alone_but_must_differ(tmp_path):
     arms = {"noisy": [], "clean": ["heads.ridge=9"]}
     tasks = engine.expand(planned(tmp_path, arms=arms))
-    assert [(t.arm, t.heads.ridge) for t in tasks[::5]] == [("noisy", 1.5), ("clean", 9.0), ("shuffled", 1.5)]
+    assert [(t.arm, t.own.ridge) for t in tasks[::5]] == [("noisy", 1.5), ("clean", 9.0), ("shuffled", 1.5)]
     with pytest.raises(ConfigError, match="arms noisy and clean: both are the same experiment"):
         engine.expand(planned(tmp_path, arms={"noisy": [], "clean": ["heads.ridge=1.5"]}))
 
@@ -184,10 +186,9 @@ def made_up(tasks) -> Ground:
         return heads.heads.centred(noise)
 
     held = answers(asked, tasks[0].experiment.probe.samples)
-    rows = {id(a): i for i, a in enumerate(a for group in train.values() for a in group)}
     judged = heads._judged(held, {0.667: features(held)}, scale)
-    return Ground(train, rows, {0.667: features(train).reshape(-1, 6)}, scale, judged,
-                  {"start_fingerprint": "s", "data_fingerprint": "d"})  # fmt: skip
+    taught = Taught(train, {0.667: features(train).reshape(-1, 6)}, scale)
+    return Ground(taught, judged, {"start_fingerprint": "s", "data_fingerprint": "d"})
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ def test_a_contrast_may_be_at_an_earlier_step(on_made_up, tmp_path):
     assert found.secondary[0].verdict.effect == pytest.approx(at["clean"] - at["noisy"])
 
 
-def test_the_command_writes_page_and_verdict_and_says_the_same_twice(on_made_up, tmp_path, capsys):
+def test_the_command_writes_page_and_verdict(on_made_up, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(STUDY, allow_unicode=True), encoding="utf-8")
     arguments = [f"study={tmp_path}/mine.yaml", f"out={tmp_path}/out", f"runs_root={tmp_path}/runs"]
     assert cli.main(arguments) == 0 and "CONFIRMED" in capsys.readouterr().out
@@ -254,15 +255,42 @@ def test_the_command_writes_page_and_verdict_and_says_the_same_twice(on_made_up,
     assert json.loads(kept)["arms"]["clean"]["metrics"]["rm/gold_accuracy"]["end"] > 0.6
     page = (tmp_path / "out/made_up/index.html").read_text("utf-8")
     assert "frontier-gold" in page and "rm/gold_accuracy" in page and "align.compare" not in page
-    assert cli.main(arguments) == 0 and (tmp_path / "out/made_up/verdict.json").read_bytes() == kept
-    assert cli.main([*arguments, "jobs=2"]) == 1 and "heads are fitted in this process" in capsys.readouterr().err
+    assert cli.main([*arguments, "jobs=2"]) == 1 and "the study is measured in this process" in capsys.readouterr().err
     assert cli.main([*arguments, "heads.rank=7"]) == 1
     assert capsys.readouterr().err == "error: rank=7: 2352 answers vary in 6 directions only; lower the rank\n"
 
 
+def test_what_is_measured_is_not_measured_again_until_something_of_it_changes(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(heads, "lay", lambda tasks: calls.append(len(tasks)) or made_up(tasks))
+    monkeypatch.setattr(engine, "expand", lambda chosen, whole=engine.expand: calls.append("expanded") or whole(chosen))
+    studies = {name: STUDY | {"tiers": {"cpu": ["probe.prompts=30"], "gpu": [f"probe.prompts={many}"]}}
+               for name, many in (("one", 20), ("two", 25))}  # fmt: skip
+
+    def run(*more: str, study: str = "one") -> tuple[dict[Path, tuple[int, bytes]], str]:
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(studies[study], allow_unicode=True), encoding="utf-8")
+        calls.clear()
+        assert cli.main([f"study={tmp_path}/mine.yaml", f"out={tmp_path}/out", f"runs_root={tmp_path}/r", *more]) == 0
+        files = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in (tmp_path / "out").rglob("*.*")}
+        return files, capsys.readouterr().out
+
+    first = run()
+    assert calls == ["expanded", 15]
+    assert run() == first and calls == []  # nothing is composed, measured or written, and the same is said
+    for more in (["tier=gpu"], ["heads.ridge=2"], ["seeds=0,1"], ["steps=2"]):  # the last changes nothing, but is said
+        assert run(*more) != first and calls[0] == "expanded", more
+    assert run("tier=gpu") and calls and run("tier=gpu", study="two") and calls and run("tier=gpu", study="two")
+    assert calls == []
+    (tmp_path / "out/made_up/verdict.json").write_text("{")
+    assert run("tier=gpu", study="two") and calls == ["expanded", 15]
+    monkeypatch.setattr(measured, "PACKAGE", tmp_path / "align")  # other code
+    (tmp_path / "align/assets").mkdir(parents=True)
+    assert run("tier=gpu", study="two") and calls
+
+
 def test_arms_that_would_be_judged_on_other_answers_are_refused(tmp_path):
     arms = {"noisy": [], "clean": ["data.pool.temperature=0.5"]}
-    with pytest.raises(ConfigError, match="arms noisy and clean: heads are judged on the same answers"):
+    with pytest.raises(ConfigError, match="arms noisy and clean: all are measured on the same answers"):
         heads.measure(engine.expand(planned(tmp_path, arms=arms)))
 
 

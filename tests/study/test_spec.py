@@ -141,7 +141,7 @@ def test_the_hash_follows_what_decides_and_not_the_prose():
 
 def test_a_file_is_named_in_what_is_wrong_with_it(tmp_path):
     file = write_study(tmp_path / "mine.yaml", kind="trained and exact")
-    with pytest.raises(ConfigError, match=r"mine.yaml: kind=trained and exact: must be one of trained, heads, exact"):
+    with pytest.raises(ConfigError, match=r"mine.yaml: kind=trained and exact: must be one of trained, meas"):
         spec.load(file)
     file.write_text("[1, 2]")
     with pytest.raises(ConfigError, match=r"mine.yaml: it holds no mapping"):
@@ -154,3 +154,13 @@ def test_an_exact_study_has_a_module_and_no_arms():
     assert spec.parse(EXACT).module == "align.exact.x"
     with pytest.raises(ConfigError, match="arms="):
         spec.parse(EXACT | {"arms": {}})
+
+
+def test_a_measured_study_names_a_module_and_a_trained_one_has_none():
+    with pytest.raises(ConfigError, match='module=head: must be one of .*did you mean "heads"'):
+        study_of(kind="measured", module="head")
+    with pytest.raises(ConfigError, match="module is missing"):
+        study_of(kind="measured")
+    with pytest.raises(ConfigError, match="module=.heads.: there is no such key"):
+        study_of(module="heads")
+    assert study_of(kind="measured", module="heads").declared != study_of().declared

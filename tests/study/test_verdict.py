@@ -109,14 +109,14 @@ def test_what_a_screen_sees_with_three_seeds_is_told_and_is_no_verdict(tmp_path,
     assert found.verdict.reason.startswith(f"screen: {seen} was seen with 3 seeds (")
     assert found.verdict.reason.endswith("what decides the claim is tier gpu")
     assert found.primary.verdict.outcome == seen  # the contrast is still there to be read
-    kept = json.loads(record.of_trained(chosen, found))
+    kept = json.loads(record.of_arms(chosen, found, None))
     assert (kept["outcome"], kept["screen"], kept["primary"]["outcome"]) == (INCONCLUSIVE, True, seen)
 
 
 def test_with_the_full_protocol_a_screen_decides(tmp_path):
     chosen, found = screened_of(tmp_path, range(5))
     assert found.verdict.outcome == CONFIRMED and not found.screen
-    assert json.loads(record.of_trained(chosen, found))["screen"] is False
+    assert json.loads(record.of_arms(chosen, found, None))["screen"] is False
 
 
 @pytest.mark.parametrize("changes", [{"tier": "gpu"}, {"screen": ["gpu"]}])
@@ -167,7 +167,7 @@ def plan_of(study, tmp_path) -> Plan:
 
 def test_the_same_runs_elsewhere_give_the_same_bytes_without_time_or_path(tmp_path):
     study = study_of()
-    texts = [record.of_trained(plan_of(study, root), examine(study, arms_of(root, study)))
+    texts = [record.of_arms(plan_of(study, root), examine(study, arms_of(root, study)), None)
              for root in (tmp_path / "a", tmp_path / "b")]  # fmt: skip
     assert texts[0] == texts[1] and str(tmp_path) not in texts[0] and "seconds" not in texts[0]
     kept = json.loads(texts[0])
@@ -197,7 +197,7 @@ def test_the_contrasts_as_a_table(found):
 @pytest.fixture(scope="module")
 def html(found, tmp_path_factory):
     hostile = {"en": "Is it <b>longer</b>?", "zh": "会变长吗?"}
-    return page.render_trained(plan_of(study_of(question=hostile), tmp_path_factory.mktemp("x")), found, [])
+    return page.render_arms(plan_of(study_of(question=hostile), tmp_path_factory.mktemp("x")), found, [])
 
 
 def test_the_page_has_both_languages_the_verdict_and_what_it_does_not_show(html):
