@@ -132,7 +132,7 @@ def test_a_failed_gate_is_invalid_in_a_screen_too(tmp_path):
 
 def test_a_screen_is_called_so_on_the_page_and_the_terminal(tmp_path, capsys):
     chosen, found = screened_of(tmp_path, (0, 1, 2))
-    html = page.render_trained(chosen, found, [])
+    html = page.render_arms(chosen, found, [])
     assert "<title>made_up: INCONCLUSIVE (screen)</title>" in html and "? INCONCLUSIVE (screen)<" in html
     assert "Screen: CONFIRMED was seen with 3 seeds" in html
     cli._say(found.verdict, "", tmp_path, found.screen)
