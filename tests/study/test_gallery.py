@@ -33,6 +33,10 @@ def status(name: str) -> str:
     return ROWS[name]["status"].partition("; ")[0]
 
 
+def row_of(name: str) -> str:
+    return name if name in ROWS else name.rpartition("_")[0]
+
+
 def answer(name: str) -> str:
     """The paragraphs under the study's own heading."""
     return TEXT.split(f"### `{name}`\n")[1].split("\n#")[0]
@@ -101,8 +105,20 @@ def test_an_exact_study_has_its_figure_as_it_is_declared_now(name):
     assert svg.count("<title>") == points and len(svg) < 60_000
 
 
+@pytest.mark.parametrize("name", [name for name in ANSWERED if name not in EXACT])
+def test_an_answer_by_runs_has_its_verdict_figure_command_and_time(name):
+    written, text = json.loads((STORED / name / "verdict.json").read_text("utf-8")), answer(name)
+    tag = " (screen)" if written["screen"] else " (provisional)" if written["provisional"] else ""
+    told = dict(part.split(": ") for part in ROWS[row_of(name)]["status"].split("; ") if part.startswith("`"))
+    assert told.get(f"`{name}`", status(row_of(name))) == f"run: {written['outcome']}{tag}"
+    assert f"**{written['outcome']}{tag}**" in text and f"(studies/{name}/verdict.json)" in text
+    assert re.search(rf"^!\[.{{50,}}\]\(studies/{name}/[a-z_0-9-]+.svg\)$", text, re.MULTILINE)
+    assert re.search(rf"^`python -m align.study study={name}[^`]*` · .* · 2 CPU cores, \d+ (s|min)", text, re.MULTILINE)
+    assert f"[{name}.py](../scripts/studies/{name}.py)" in text and written["as_declared"] is True
+
+
 def test_nothing_is_answered_that_was_not_run():
-    assert set(ANSWERED) == set(EXACT)
+    assert {*ANSWERED} == {folder.name for folder in STORED.iterdir()}
 
 
 def test_every_answer_has_a_recipe_and_every_recipe_an_answer():
