@@ -5,6 +5,7 @@ Exit codes: 0 done, whatever the verdict; 1 wrong input; 2 a run failed; 130 int
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from align.report.metrics import kl_metric
 from align.report.text import visible
 from align.run import USER_ERRORS
 from align.runs import RunError, write_text
-from align.study import engine, exact, page, panels, record, spec, values, verdict
+from align.study import engine, exact, page, panels, record, settings, spec, values, verdict
 from align.study.rules import Verdict
 from align.study.spec import Study
 
@@ -111,11 +112,10 @@ def _trained(study: Study, options: Options, out: Path) -> int:
     chosen = engine.plan(study, tier, _seeds(options.seeds), options.extra, Path(options.runs_root).expanduser())
     need(options.jobs.isdecimal() and int(options.jobs) > 0, "jobs", options.jobs, "must be a whole number above 0")
     tasks = engine.expand(chosen)
-    if study.kind == "heads":
+    if study.kind in settings.OF:
         need(options.jobs == "1", "jobs", options.jobs, "heads are fitted in this process; leave it out")
-        from align.study.heads import measure  # torch and the model take seconds to load
-
-        arms = measure(tasks)
+        measures = importlib.import_module(f"align.study.{study.kind}")  # torch and the model take seconds to load
+        arms = measures.measure(tasks)
     else:
         failed = engine.carry_out(tasks, int(options.jobs), out / "logs")
         if failed:

@@ -72,7 +72,7 @@ class Task:
     seed: int
     overrides: tuple[str, ...]
     experiment: Experiment
-    heads: Heads | None = None  # of a study of kind heads
+    heads: Heads | None = None  # of a study of reward heads
 
     @property
     def name(self) -> str:
@@ -120,15 +120,16 @@ def merged(*lists: Sequence[str]) -> tuple[str, ...]:
 
 
 def _tasks(arm: str, overrides: tuple[str, ...], chosen: Plan) -> Iterator[Task]:
-    runs, own = settings.split(overrides) if chosen.study.kind == "heads" else (overrides, ())
+    made = settings.OF.get(chosen.study.kind)
+    runs, own = settings.split(overrides) if made else (overrides, ())
     try:
-        heads = settings.parse(own) if chosen.study.kind == "heads" else None
+        heads = settings.parse(own, made) if made else None
         cfg = compose("run", overrides=list(runs))
         for seed in chosen.seeds_of(arm):
             cfg.seed, cfg.runs_root, cfg.resume = seed, str(chosen.runs_root), True
             experiment = check(cfg)
             if heads is not None:
-                settings.fits(experiment)
+                settings.fits(experiment, heads)
             yield Task(arm, seed, overrides, experiment, heads)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"arm {arm}: {str(error).strip()}") from None

@@ -9,7 +9,7 @@ of trained studies. A seed draws pairs, labels and bootstraps; the answers are t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,9 +98,13 @@ class Ground:
 def measure(tasks: Sequence[Task]) -> Arms:
     """Fit and judge every head. Raises ConfigError, DataError, ModelError, RewardError."""
     ground = lay(tasks)
+    return gathered(tasks, lambda task: judge(ground, task))
+
+
+def gathered(tasks: Sequence[Task], judged: Callable[[Task], SeedRun]) -> Arms:
     by_arm: dict[str, list[SeedRun]] = {}
     for task in tasks:
-        by_arm.setdefault(task.arm, []).append(judge(ground, task))
+        by_arm.setdefault(task.arm, []).append(judged(task))
     return assemble(by_arm)
 
 
@@ -120,7 +124,7 @@ def lay(tasks: Sequence[Task]) -> Ground:
     groups = answers_to(pool, taught)
     own = [row for row in pool.rows if row.prompt_id in groups]
     train, judged = (
-        _by_depth(obtain_features(policy, rows, of, depths, root), depths, of)
+        by_depth(obtain_features(policy, rows, of, depths, root), depths, of)
         for rows, of in ((own, taught), (more.rows, asked))
     )
     scale = fit_scale(list(groups.values()))
@@ -145,9 +149,13 @@ def judge(ground: Ground, task: Task) -> SeedRun:
         for k, depth in zip(range(own.members), own.depths * own.members, strict=False)
     ]
     proxy = _combined(own, members, ground.judged)
-    config = plain(task.experiment) | {"heads": asdict(own)}
-    record = RunRecord(Path(), config, ground.meta | {"config_hash": config_hash(config)}, "finished", ())
-    return curve(ground.judged, proxy, record, task.experiment.steps)
+    return curve(ground.judged, proxy, recorded(task, ground.meta), task.experiment.steps)
+
+
+def recorded(task: Task, meta: Mapping[str, str]) -> RunRecord:
+    """What a run directory would say of the experiment."""
+    config = plain(task.experiment) | {"heads": asdict(_of(task))}
+    return RunRecord(Path(), config, {**meta, "config_hash": config_hash(config)}, "finished", ())
 
 
 def fit(ground: Ground, own: Heads, depth: float, pairs: tuple[list[int], list[int]], seed: int) -> Array:
@@ -235,7 +243,7 @@ def _judged(groups: dict[str, list[Answer]], features: dict[float, Array], scale
                   table(lambda answer: answer.tokens), table(lambda answer: answer.finished))  # fmt: skip
 
 
-def _by_depth(features: Tensor, depths: Sequence[float], asked: Sequence[Prompt]) -> dict[float, Array]:
+def by_depth(features: Tensor, depths: Sequence[float], asked: Sequence[Prompt]) -> dict[float, Array]:
     """[answers, depths, F] -> depth -> [prompts, samples, F] less the prompt's mean"""
     split = features.double().unflatten(0, (len(asked), -1)).numpy()
     return {depth: heads.centred(split[:, :, i]) for i, depth in enumerate(depths)}

@@ -1,4 +1,4 @@
-"""What a reward head on frozen features is, as overrides `heads.KEY=VALUE` of a study of kind `heads`."""
+"""What a reward head on frozen features is, as overrides `heads.KEY=VALUE` of a study of kind `heads` or `refresh`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from align.schema import Experiment
 PREFIX = "heads."
 # worst_case, uncertainty and weights are WCO, UWO and WARM (reward_models/heads.py)
 COMBINE = ("mean", "worst_case", "uncertainty", "weights")
+SOURCES = ("none", "start", "again", "policy")
+OLD = ("mixed", "prior", "dropped")
 
 
 def _number(value: Any) -> bool:
@@ -60,13 +62,38 @@ class Heads:
             finite(self.coef, "heads.coef", 0, open_low=True)
 
 
+@dataclass(frozen=True)
+class Refreshed(Heads):
+    """Of an arm of kind `refresh` (align/study/refresh.py): a head whose labels come in two halves."""
+
+    fresh: int  # further answers of the start model to each training prompt, for the second half
+    source: (
+        str  # which of each group of them are labelled: none, its first (start), its second (again), its best (policy)
+    )
+    old: str  # the first half is mixed in, only the prior of the second, or dropped
+    flips: float  # of the second half's labels, in place of data.labels.flips
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self.fresh, "heads.fresh")
+        one_of(self.source, SOURCES, "heads.source")
+        one_of(self.old, OLD, "heads.old")
+        finite(self.flips, "heads.flips", 0, 0.5)
+        need(self.members == 1, "heads.members", self.members, "a study of kind refresh has one head to an arm: use 1")
+        need(self.source != "none" or self.old == "mixed", "heads.old", self.old,
+             "without a second half there is nothing in its place; use mixed, or another heads.source")  # fmt: skip
+
+
+OF: Mapping[str, type[Heads]] = {"heads": Heads, "refresh": Refreshed}  # kind of study -> what its arms declare
+
+
 def split(overrides: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Overrides of align.run, and those of heads."""
     heads = tuple(item for item in overrides if item.startswith(PREFIX))
     return tuple(item for item in overrides if item not in heads), heads
 
 
-def parse(overrides: Sequence[str]) -> Heads:
+def parse(overrides: Sequence[str], made: type[Heads] = Heads) -> Heads:
     """Of one key the last counts already (engine.merged). Raises ConfigError naming key, value and fix."""
     given: dict[str, Any] = {}
     for item in overrides:
@@ -75,15 +102,15 @@ def parse(overrides: Sequence[str]) -> Heads:
             given[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             need(False, f"{PREFIX}{key}", text, "is no YAML value")
-    known = {field.name: KINDS[str(field.type)] for field in fields(Heads)}
+    known = {field.name: KINDS[str(field.type)] for field in fields(made)}
     refuse_unknown(given, list(known), "heads")
     for key, (fitting, words) in known.items():
         need(key in given, f"{PREFIX}{key}", "", "is missing: every setting of a head is declared by the study")
         need(fitting(given[key]), f"{PREFIX}{key}", given[key], f"must be {words}")
-    return Heads(**given | {"depths": tuple(float(depth) for depth in given["depths"])})
+    return made(**given | {"depths": tuple(float(depth) for depth in given["depths"])})
 
 
-def fits(experiment: Experiment) -> None:
+def fits(experiment: Experiment, own: Heads) -> None:
     """What an arm's experiment must be for heads to stand in for its learned reward."""
     e = experiment
     need(e.algo.kind == "best_of_n", "algo", e.algo.name, "a study of kind heads judges by algo=best_of_n")
@@ -94,3 +121,11 @@ def fits(experiment: Experiment) -> None:
     need(4 * 2**e.steps <= e.probe.samples, "probe.samples", e.probe.samples,
          f"best of 2^{e.steps} needs {4 * 2**e.steps} answers or more: with fewer than four times n, the estimator's "
          "variance explodes")  # fmt: skip
+    if isinstance(own, Refreshed):
+        need(
+            e.data.labels.pairs % 2 == 0, "data.labels.pairs", e.data.labels.pairs, "comes in two halves: must be even"
+        )
+        need(e.data.labels.annotators == 1, "data.labels.annotators", e.data.labels.annotators,
+             "a panel is drawn by the seed of its labels, so the halves would have two panels: use 1")  # fmt: skip
+        need(own.fresh >= 2 * 2**e.steps, "heads.fresh", own.fresh,
+             f"a pair takes two groups of 2^{e.steps}: must be {2 * 2**e.steps} or more")  # fmt: skip

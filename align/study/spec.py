@@ -5,7 +5,7 @@
     claim: one sentence that the verdict confirms or reverses
     literature: what others found, with its source
     not_shown: what the study does not show
-    kind: trained | heads | exact
+    kind: trained | heads | refresh | exact
     module: align.exact.NAME             of an exact study: has `compute()`; nothing of the below
 
     base: [KEY=VALUE, ...]               overrides of every run of align.run; one of a later list replaces the earlier
@@ -27,7 +27,8 @@ A contrast has metric (a key of the probe), rule (align/study/rules.py), margin,
 low, direction; equivalence: high, low; dose: levels {arm: number}, direction; peak: levels, or high and along: the
 steps of that arm, each at the root of its KL (the key `along`). `low: start` is step 0 of the arm `high`; `at` a step
 instead of the last. `of` is the margin's unit: base_mean (a share of the step-0 mean), base_within_prompt_sd, or
-absolute, the default. Kind heads (align/study/heads.py) is declared as trained is, with overrides heads.KEY=VALUE too.
+absolute, the default. Kinds heads and refresh (align/study/heads.py, refresh.py) are declared as trained is, with
+overrides heads.KEY=VALUE too.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def load(path: Path) -> Study:
 
 
 def parse(raw: Mapping[str, Any]) -> Study:
-    one_of(raw.get("kind"), ("trained", "heads", "exact"), "kind")
+    one_of(raw.get("kind"), ("trained", "heads", "refresh", "exact"), "kind")
     exact = raw["kind"] == "exact"
     values.keys(raw, [*PROSE, *(("module",) if exact else DECIDES)], () if exact else OPTIONAL, "")
     need(isinstance(raw["name"], str) and re.fullmatch(r"[a-z0-9_]+", raw["name"]) is not None, "name", raw["name"],
