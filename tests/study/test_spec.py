@@ -141,7 +141,7 @@ def test_the_hash_follows_what_decides_and_not_the_prose():
 
 def test_a_file_is_named_in_what_is_wrong_with_it(tmp_path):
     file = write_study(tmp_path / "mine.yaml", kind="trained and exact")
-    with pytest.raises(ConfigError, match=r"mine.yaml: kind=trained and exact: must be one of trained, heads, exact"):
+    with pytest.raises(ConfigError, match=r"mine.yaml: kind=trained and exact: must be one of trained, heads, refresh, exact"):
         spec.load(file)
     file.write_text("[1, 2]")
     with pytest.raises(ConfigError, match=r"mine.yaml: it holds no mapping"):
