@@ -56,15 +56,18 @@ def without(basis: Array, deviations: Array, values: Array) -> Array:
     return np.asarray(basis - np.outer(basis @ u, u))
 
 
-def bradley_terry(differences: Array, ridge: float) -> Array:
-    """[pairs, rank] coordinates of chosen less rejected answers -> w [rank], the minimum of the loss above."""
+def bradley_terry(differences: Array, ridge: float, prior: Array | None = None) -> Array:
+    """[pairs, rank] coordinates of chosen less rejected answers -> w [rank], the minimum of the loss above.
+
+    With a prior, an earlier w, the ridge is on what w differs from it: |w - prior|^2.
+    """
+    start = np.zeros(differences.shape[1]) if prior is None else prior
 
     def loss(w: Array) -> tuple[float, Array]:
-        margins = differences @ w
-        value = np.logaddexp(0.0, -margins).sum() + ridge / 2 * (w @ w)
-        return float(value), ridge * w - differences.T @ expit(-margins)
+        margins, moved = differences @ w, w - start
+        value = np.logaddexp(0.0, -margins).sum() + ridge / 2 * (moved @ moved)
+        return float(value), ridge * moved - differences.T @ expit(-margins)
 
-    start = np.zeros(differences.shape[1])
     return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options={"gtol": TOLERANCE, "ftol": 0}).x)
 
 

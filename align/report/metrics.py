@@ -72,6 +72,10 @@ CHOSEN = Metric("pref/chosen_logprob", "log-ratio of held-out answers", "nats pe
 REJECTED = Metric("pref/rejected_logprob", "log-ratio of held-out answers", "nats per sequence", 2)
 RM_ACCURACY = Metric("rm/accuracy", "reward model accuracy", "held-out pairs", percent=True)
 RM_GOLD = Metric("rm/gold_accuracy", "reward accuracy against gold", "held-out pairs", percent=True)
+RM_POLICY = Metric("rm/policy_accuracy", "reward accuracy on the policy's answers", percent=True,
+                   sample_field="policy_accuracy")  # fmt: skip
+RM_DROP = Metric("rm/policy_drop", "reward accuracy lost from the start's answers to the policy's", percent=True,
+                 sample_field="policy_drop")  # fmt: skip
 BON_A = Metric("bon/a", "a of the gain d (a - b d), d the root of the KL", "gold per root nat", sample_field="bon_a")
 BON_B = Metric("bon/b", "b of the gain d (a - b d), d the root of the KL", "gold per nat", sample_field="bon_b")
 COPY = Metric("copy/logprob", "log-probability of the sentence", "nats per token", 2, sample_field="copy_logprob")

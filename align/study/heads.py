@@ -18,17 +18,19 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from align.data.annotator import answers_to, label_settings, prompts
+from align.data.annotator import Pool, answers_to, label_settings, prompts
 from align.data.dataset import digest
 from align.features import obtain_features
 from align.maths.best_of_n import expected_best, kl_bound
+from align.models import Policy
 from align.report.arms import SeedRun
 from align.runs import RunRecord
+from align.schema import Experiment
 from align.seeds import derive
 from align.stages import answered, stages_root
 from align.study.engine import Task
 from align.study.ground import Taught, as_run, by_depth, start, teach
-from align.study.settings import Heads
+from align.study.head_settings import Heads
 from align.study.verdict import Arms, assemble
 from reward_models import heads
 from reward_models.annotator import Answer, GoldScale, gold
@@ -75,13 +77,15 @@ def measure(tasks: Sequence[Task]) -> Arms:
 
 
 def lay(tasks: Sequence[Task]) -> Ground:
-    """Pools and features, sampled and computed where the cache has none."""
-    e = tasks[0].experiment
     policy, pool = start(tasks)
+    return stand(tasks[0].experiment, policy, pool, sorted({depth for task in tasks for depth in _of(task).depths}))
+
+
+def stand(e: Experiment, policy: Policy, pool: Pool, depths: Sequence[float]) -> Ground:
+    """Answers to judge and features, sampled and computed where the cache has none."""
     asked, root = prompts("eval")[: e.probe.prompts], stages_root(e)
     many = replace(e.data, pool=replace(e.data.pool, samples=e.probe.samples))
     more = answered(many, e, policy, asked)
-    depths = sorted({depth for task in tasks for depth in _of(task).depths})
     taught = teach(policy, pool, depths, root)
     judged = by_depth(obtain_features(policy, more.rows, asked, depths, root), depths, len(asked))
     own = [row for row in pool.rows if row.prompt_id in taught.answers]

@@ -46,7 +46,8 @@ RULES = {
     "a parabola fits better than any monotone curve tried",
 }
 TOLD = ("length/mean", "length/truncated", "reward/gold", "kl/exact", "policy/entropy", "text/distinct2", "text/rep3",
-        "reward/proxy", "kl/bound", "rm/gold_accuracy", "bon/a", "bon/b")  # fmt: skip
+        "reward/proxy", "kl/bound", "rm/gold_accuracy", "rm/policy_accuracy", "rm/policy_drop", "bon/a",
+        "bon/b")  # fmt: skip
 UNITS = {
     "absolute": "",
     "base_mean": " of the mean at step 0",

@@ -9,7 +9,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from align.maths.best_of_n import expected_best, kl_bound
+from align.maths.best_of_n import best_pair_accuracy, expected_best, kl_bound, pair_weights
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,35 @@ def test_over_every_sample_of_four_it_is_unbiased():
 def test_prompts_are_rows():
     proxy, gold = torch.arange(8.0).view(2, 4), torch.arange(8.0).view(2, 4)
     assert_close(expected_best(proxy, gold, 4), tensor([3.0, 7.0], dtype=torch.double))
+
+
+def test_bests_of_two_pairs_of_four_are_the_highest_and_one_of_the_two_next():
+    # three ways to part 1, 2, 3, 4 into pairs: 12|34, 13|24, 14|23; the bests are 2 and 4, 3 and 4, 3 and 4
+    expected = [[0.0] * 4, [0.0] * 4, [0.0] * 4, [0.0, 1 / 3, 2 / 3, 0.0]]
+    assert_close(tensor(pair_weights(2, 4)), tensor(expected))
+
+
+@pytest.mark.parametrize(("n", "samples"), [(1, 5), (2, 6), (3, 7)])
+def test_it_is_the_mean_over_all_pairs_of_disjoint_groups(n, samples):
+    generator = torch.Generator().manual_seed(0)
+    chooser, judge, gold = torch.randn(3, samples, generator=generator, dtype=torch.double)
+    agreed = []
+    for one in combinations(range(samples), n):
+        for other in combinations(sorted({*range(samples)} - {*one}), n):
+            a, b = (max(group, key=lambda i: float(chooser[i])) for group in (one, other))
+            agreed.append(float((judge[a] - judge[b]) * (gold[a] - gold[b]) > 0))
+    assert float(best_pair_accuracy(chooser, judge, gold, n)) == pytest.approx(sum(agreed) / len(agreed))
+
+
+def test_pairs_that_judge_or_gold_cannot_tell_apart_count_half():
+    two = tensor([[1.0, 2.0]] * 4)
+    judge, gold = tensor([[1.0, 2], [2, 1], [1, 1], [1, 2]]), tensor([[0.0, 5], [0, 5], [0, 5], [3, 3]])
+    assert best_pair_accuracy(two, judge, gold, 1).tolist() == [1.0, 0.0, 0.5, 0.5]
+
+
+def test_over_every_sample_of_four_the_accuracy_is_unbiased():
+    """Two values, each with 1/2, gold 0 and 1, chooser and judge right: the bests of 2 differ with 2 * 3/4 * 1/4."""
+    total = 0.0
+    for drawn in product((0.0, 1.0), repeat=4):
+        total += float(best_pair_accuracy(tensor(drawn), tensor(drawn), tensor(drawn), 2)) / 16
+    assert total == pytest.approx(0.375 + 0.625 / 2)

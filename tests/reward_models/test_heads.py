@@ -61,6 +61,12 @@ def test_the_ridge_balances_the_labels_pull():
     assert w == pytest.approx([1.0], abs=1e-6)
 
 
+def test_a_prior_is_what_the_ridge_pulls_to():
+    """ridge (w - prior) = sum of sigma(-margin) d: one pair of difference 1, w = 0 from -1 when ridge = sigma(0)."""
+    assert bradley_terry(np.array([[1.0]]), 0.5, np.array([-1.0])) == pytest.approx([0.0], abs=1e-6)
+    assert bradley_terry(np.zeros((0, 2)), 0.5, np.array([3.0, -1.0])).tolist() == [3.0, -1.0]
+
+
 def test_the_other_way_round_labels_give_the_opposite_head():
     differences = np.random.default_rng(0).normal(size=(50, 3))
     assert bradley_terry(-differences, 1.0) == pytest.approx(-bradley_terry(differences, 1.0), abs=1e-6)
