@@ -62,8 +62,9 @@ def test_the_ridge_balances_the_labels_pull():
 
 
 def test_a_prior_is_what_the_ridge_pulls_to():
-    """ridge (w - prior) = sum of sigma(-margin) d: one pair of difference 1, w = 0 from -1 when ridge = sigma(0)."""
-    assert bradley_terry(np.array([[1.0]]), 0.5, np.array([-1.0])) == pytest.approx([0.0], abs=1e-6)
+    """ridge (w - prior) = sum of sigma(-margin) d: one pair of difference 2, w = 1 from -1 when ridge = sigma(-2)."""
+    found = bradley_terry(np.array([[2.0]]), 1 / (1 + math.exp(2)), np.array([-1.0]))
+    assert found == pytest.approx([1.0], abs=1e-5)
     assert bradley_terry(np.zeros((0, 2)), 0.5, np.array([3.0, -1.0])).tolist() == [3.0, -1.0]
 
 
