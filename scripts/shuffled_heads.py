@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         for name, outcome in _outcomes(study.primary, shuffled, noisy, before):
             counts.setdefault(name, Counter())[outcome] += 1
         before = shuffled
-        ground.labelled.clear()
+        ground.taught.labelled.clear()
     return _say(counts)
 
 

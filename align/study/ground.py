@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,12 @@ from align.device import resolve_device, resolve_dtype
 from align.features import obtain_features
 from align.models import Policy, load_policy
 from align.refusals import ConfigError, need
+from align.report.arms import SeedRun
 from align.runs import RunRecord
 from align.schema import Experiment
 from align.stages import obtain_pool
 from align.study.engine import Task
+from align.study.verdict import Arms, assemble
 from reward_models import heads
 from reward_models.annotator import Answer, GoldScale, fit_scale
 from reward_models.heads import Array
@@ -86,6 +88,14 @@ def by_depth(features: Tensor, depths: Sequence[float], asked: int) -> dict[floa
     """[answers, depths, F] of `asked` prompts -> depth -> [prompts, samples, F] less the prompt's mean"""
     split = features.double().unflatten(0, (asked, -1)).numpy()
     return {depth: heads.centred(split[:, :, i]) for i, depth in enumerate(depths)}
+
+
+def each(tasks: Sequence[Task], judge: Callable[[Task], SeedRun]) -> Arms:
+    """Every arm and seed, judged on its own."""
+    by_arm: dict[str, list[SeedRun]] = {}
+    for task in tasks:
+        by_arm.setdefault(task.arm, []).append(judge(task))
+    return assemble(by_arm)
 
 
 def as_run(task: Task, meta: dict[str, Any]) -> RunRecord:

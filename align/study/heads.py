@@ -29,9 +29,9 @@ from align.schema import Experiment
 from align.seeds import derive
 from align.stages import answered, stages_root
 from align.study.engine import Task
-from align.study.ground import Taught, as_run, by_depth, start, teach
+from align.study.ground import Taught, as_run, by_depth, each, start, teach
 from align.study.head_settings import Heads
-from align.study.verdict import Arms, assemble
+from align.study.verdict import Arms
 from reward_models import heads
 from reward_models.annotator import Answer, GoldScale, gold
 from reward_models.heads import Array
@@ -70,10 +70,7 @@ class Ground:
 def measure(tasks: Sequence[Task]) -> Arms:
     """Fit and judge every head. Raises ConfigError, DataError, ModelError, RewardError."""
     ground = lay(tasks)
-    by_arm: dict[str, list[SeedRun]] = {}
-    for task in tasks:
-        by_arm.setdefault(task.arm, []).append(judge(ground, task))
-    return assemble(by_arm)
+    return each(tasks, lambda task: judge(ground, task))
 
 
 def lay(tasks: Sequence[Task]) -> Ground:

@@ -31,9 +31,9 @@ from align.seeds import derive
 from align.stages import answered, stages_root
 from align.study import heads
 from align.study.engine import Task
-from align.study.ground import as_run, by_depth, start
+from align.study.ground import as_run, by_depth, each, start
 from align.study.head_settings import Refreshed
-from align.study.verdict import Arms, assemble
+from align.study.verdict import Arms
 from reward_models import heads as fits
 from reward_models.annotator import Answer
 from reward_models.heads import Array
@@ -63,10 +63,7 @@ class Ground:
 def measure(tasks: Sequence[Task]) -> Arms:
     """Fit and judge every head. Raises ConfigError, DataError, ModelError, RewardError."""
     ground = lay(tasks)
-    by_arm: dict[str, list[SeedRun]] = {}
-    for task in tasks:
-        by_arm.setdefault(task.arm, []).append(judge(ground, task))
-    return assemble(by_arm)
+    return each(tasks, lambda task: judge(ground, task))
 
 
 def lay(tasks: Sequence[Task]) -> Ground:

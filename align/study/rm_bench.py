@@ -32,9 +32,9 @@ from align.report.arms import SeedRun
 from align.schema import ArithmeticData
 from align.stages import stages_root
 from align.study.engine import Task
-from align.study.ground import Taught, as_run, start, teach
+from align.study.ground import Taught, as_run, each, start, teach
 from align.study.settings import Bench
-from align.study.verdict import Arms, assemble
+from align.study.verdict import Arms
 from reward_models import heads
 from reward_models.annotator import gold
 from reward_models.bench import bench
@@ -62,15 +62,15 @@ class Ground:
 def measure(tasks: Sequence[Task]) -> Arms:
     """Raises ConfigError, DataError, ModelError, RewardError."""
     ground = lay(tasks)
-    by_arm: dict[str, list[SeedRun]] = {}
-    for task in tasks:
-        rewards = reward(ground, task)
-        probes, rows = verdicts(ground.pairs, rewards)
-        many = ground.gold.size
-        proxy = rewards[:many].reshape(ground.gold.shape)
-        probes[1]["rm/gold_accuracy"] = heads.pair_accuracy(proxy, ground.gold, ground.finished > 0)
-        by_arm.setdefault(task.arm, []).append(SeedRun(as_run(task, ground.meta), task.seed, probes, rows))
-    return assemble(by_arm)
+    return each(tasks, lambda task: judge(ground, task))
+
+
+def judge(ground: Ground, task: Task) -> SeedRun:
+    rewards = reward(ground, task)
+    probes, rows = verdicts(ground.pairs, rewards)
+    proxy = rewards[: ground.gold.size].reshape(ground.gold.shape)
+    probes[1]["rm/gold_accuracy"] = heads.pair_accuracy(proxy, ground.gold, ground.finished > 0)
+    return SeedRun(as_run(task, ground.meta), task.seed, probes, rows)
 
 
 def lay(tasks: Sequence[Task]) -> Ground:
