@@ -236,7 +236,7 @@ POOL = next((ROOT / "align" / "assets").glob("pool-*"))
 ANNOTATOR = ("data=annotator", f"data.pool.path={POOL}", "steps=1")
 # What no preset logs: gold, terms of a formula, and what is logged only where an axis is set.
 OTHERS = {
-    "gold": (*no_warmup("dpo"), *ANNOTATOR, "reward=none",
+    "gold": (*no_warmup("dpo"), *ANNOTATOR, "reward=none", "probe.train_pairs=2",
              f"reward.formula={EVEN} - 0.01*length + terminated + 0.1*gold"),
     "learned": (*no_warmup("rloo"), *ANNOTATOR, "reward=learned", "reward.formula=learned", "reward.learned.steps=1",
                 "reward.learned.algo.optimizer.warmup_steps=0"),
