@@ -60,8 +60,8 @@ class Plan:
         """Controls and mitigations may have fewer: they decide no claim."""
         study = self.study
         assert study.roles is not None
-        few = study.beside is not None and study.roles[arm] != "arm"
-        return self.seeds[: study.beside[self.tier]] if few and study.beside else self.seeds
+        many = None if study.beside is None or study.roles[arm] == "arm" else study.beside[self.tier]
+        return self.seeds[:many]
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,7 @@ def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
     }
     need(bool(tiers), "tiers", raw["tiers"], "must have one at least, e.g. cpu")
     secondary = values.mapping(raw.get("secondary", {}), "secondary")
+    seeds = values.seeds_by_tier(raw["seeds"], list(tiers))
     primary = _contrast(raw["primary"], arms, "primary")
     return Study(
         **head,
@@ -201,10 +202,8 @@ def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
         asks=values.names(raw.get("asks", []), "asks"),
         roles=roles,
         overrides=own_of,
-        seeds=values.seeds_by_tier(raw["seeds"], list(tiers)),
-        beside=values.beside(raw["beside"], values.seeds_by_tier(raw["seeds"], list(tiers)))
-        if "beside" in raw
-        else None,
+        seeds=seeds,
+        beside=values.beside(raw["beside"], seeds) if "beside" in raw else None,
         primary=primary,
         secondary={str(name): _contrast(own, arms, f"secondary.{name}") for name, own in secondary.items()},
         gates=values.gates(values.mapping(raw["gates"], "gates"), arms),

@@ -1,7 +1,7 @@
 """What can be done when the reward model is not very accurate?
 
 The answer stands in docs/studies.md; writes studies/rm_noise: verdict, page, tables, figures.
-A quarter of an hour on two cores: 4,032 answers are sampled once.
+Twelve minutes on two cores and more: 4,032 answers are sampled once.
 `python scripts/studies/rm_noise.py`
 """
 

@@ -1,7 +1,7 @@
 """How far can a reward model be optimised before the true reward falls, and how does that scale?
 
 The answer stands in docs/studies.md; writes studies/rm_overopt: verdict, page, tables, figures.
-Half a minute after rm_noise, whose answers it shares; without them a quarter of an hour on two cores.
+Half a minute after rm_noise, whose answers it shares; without them they are sampled first.
 `python scripts/studies/rm_overopt.py`
 """
 
