@@ -68,7 +68,8 @@ def _details(found: Found) -> dict[str, Any]:
 
 
 def _contrast(one: Judged) -> dict[str, Any]:
-    named = {"name": one.title, "metric": one.metric.key, "high": one.high, "low": one.low}
+    # not `high` and `low`, which are the interval's ends
+    named = {"name": one.title, "metric": one.metric.key, "arm": one.high, "against": one.low}
     return named | asdict(one.verdict) | {"by_seed": dict(one.by_seed)}
 
 

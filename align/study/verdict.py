@@ -19,6 +19,7 @@ from align.study.spec import START, Contrast, Study
 
 KNOWN = {metric.key: metric for metric in vars(metrics).values() if isinstance(metric, Metric)}
 Arms = Mapping[str, Arm]
+BEST = "the best earlier level"  # what a peak's last level is compared with
 GATE = "gate "  # how a note of the data that tells of a failed gate begins
 
 
@@ -134,7 +135,7 @@ def judge(title: str, asked: Contrast, arms: Arms) -> Judged:
     if asked.rule == "peak":
         levels = _steps(arms[asked.treated], metric, asked.along) if asked.along else _levels(asked, metric, arms)
         # no ring for a seed: the effect is from the best level, and that is chosen on half of the prompts
-        return Judged(title, metric, asked.treated, asked.base, _peak(levels, margin), {})
+        return Judged(title, metric, asked.treated, BEST, _peak(levels, margin), {})
     if asked.levels:
         levels = _levels(asked, metric, arms)
         high, low = levels[max(levels)], levels[min(levels)]

@@ -235,7 +235,7 @@ def test_a_peak_along_the_steps_stands_at_the_root_of_their_kl(on_made_up, tmp_p
     levels = verdict._steps(found.arms["clean"], found.primary.metric, "kl/bound")
     assert list(levels) == pytest.approx([math.sqrt(kl_bound(n)) for n in (1, 2, 4)])
     assert found.verdict.outcome == "REVERSED"  # by a reward that knows gold, gold only rises
-    assert (found.primary.high, found.primary.low) == ("clean", "start")
+    assert (found.primary.high, found.primary.low) == ("clean", verdict.BEST)
     with pytest.raises(ConfigError, match="along=kl/none: arm clean does not measure it at every step"):
         found_of(tmp_path, primary=primary | {"along": "kl/none"})
 

@@ -184,7 +184,8 @@ def test_another_margin_gives_another_hash_and_may_give_another_verdict(tmp_path
 
 def test_the_contrasts_as_a_table(found):
     lines = record.contrasts_csv(found).splitlines()
-    assert lines[0].startswith("kind,name,metric,high,low,outcome,provisional,effect")
+    assert lines[0].startswith("kind,name,metric,arm,against,outcome,provisional,effect,low,high")
+    assert lines[1].startswith("primary,primary,length/mean,treated,plain,CONFIRMED,False,")
     assert [line.split(",")[:2] for line in lines[1:]] == [
         ["primary", "primary"], ["control", "placebo"], ["removal", "cured"], ["removal", "costly"],
         ["cost", "cured"], ["cost", "costly"],
