@@ -23,7 +23,7 @@ from align.report.metrics import kl_metric
 from align.report.text import visible
 from align.run import USER_ERRORS
 from align.runs import RunError, write_text
-from align.study import engine, exact, measured, page, panels, record, spec, values, verdict
+from align.study import ends, engine, exact, measured, page, panels, record, spec, values, verdict
 from align.study.rules import Verdict
 from align.study.spec import Study
 
@@ -145,13 +145,14 @@ def _conclude(chosen: engine.Plan, arms: verdict.Arms, out: Path, source: str | 
 def _write_arms(out: Path, chosen: engine.Plan, found: verdict.Found, text: str) -> None:
     with _writing(out):
         drawn = [(figure, figures.save(figure, out)) for figure in page.draw(found)]
+        every = [(figure, ends.save(figure, out)) for figure in ends.figures_of(chosen.study, found)]
     remove_stale(out, {figure.name for figure, _ in drawn})
     arms = list(found.arms.values())
     kl = kl_metric(arms)
     _write(out, {
         "summary.csv": tables.to_csv(tables.summarise(arms, kl), kl),
         "contrasts.csv": record.contrasts_csv(found),
-        "index.html": page.render_arms(chosen, found, drawn),
+        "index.html": page.render_arms(chosen, found, drawn, every),
         "verdict.json": text,
     })  # fmt: skip
 

@@ -18,6 +18,7 @@ from align.report.page import finalize, style
 from align.report.stats import at_step, mean
 from align.report.text import MISSING, number
 from align.study import rules
+from align.study.ends import Ends
 from align.study.engine import Plan
 from align.study.exact import Computed
 from align.study.forest import forest
@@ -55,8 +56,10 @@ UNITS = {
 }
 
 
-def render_arms(chosen: Plan, found: Found, drawn: Sequence[tuple[Figure, str]]) -> str:
-    """`drawn`: the gallery's figures with the <svg> element of each."""
+def render_arms(
+    chosen: Plan, found: Found, drawn: Sequence[tuple[Figure, str]], ends: Sequence[tuple[Ends, str]] = ()
+) -> str:
+    """`drawn`: the gallery's figures with the <svg> element of each; `ends`: those of every arm."""
     arms, study = found.arms, chosen.study
     assert study.primary is not None and study.tiers is not None and study.overrides is not None
     styles = {name: arm.style for name, arm in arms.items()}
@@ -79,6 +82,7 @@ def render_arms(chosen: Plan, found: Found, drawn: Sequence[tuple[Figure, str]])
         rule=RULES[study.primary.rule],
         asked=asked(study.primary),
         warnings=[*starts, *checks.unequal_step_zero(list(arms.values()))],
+        ends=[(figure, Markup(svg)) for figure, svg in ends],
         figures=[(figure, Markup(svg)) for figure, svg in drawn],
         how_to_read=gallery.how_to_read(list(arms.values())),
     )
