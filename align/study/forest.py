@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from align.report.metrics import Metric
 from align.study.verdict import Judged
 
+APART = 14.0  # per cent of the width between two numbers of the axis: a telephone's has room for no more
+
 
 @dataclass(frozen=True)
 class Row:
@@ -52,6 +54,9 @@ def forest(judged: Sequence[Judged], styles: Sequence[int]) -> Forest:
             tuple((f"seed {seed}: {metric.show(d, sign=True)}", place(d) or 0.0) for seed, d in one.by_seed.items()))
         for one, style in zip(judged, styles, strict=True)
     )  # fmt: skip
-    marks = dict.fromkeys([-margin, 0.0, margin])
-    ticks = tuple((place(value) or 0.0, metric.show(value, sign=True)) for value in marks)
-    return Forest(metric, rows, place(0.0) or 0.0, (place(-margin) or 0.0, place(margin) or 0.0), ticks)
+    ticks: list[tuple[float, str]] = []
+    for value in (0.0, max(edges), min(edges), margin, -margin):  # the first of two that would lie on each other
+        at = place(value) or 0.0
+        if all(abs(at - other) >= APART for other, _ in ticks):
+            ticks.append((at, metric.show(value, sign=True)))
+    return Forest(metric, rows, place(0.0) or 0.0, (place(-margin) or 0.0, place(margin) or 0.0), tuple(ticks))
