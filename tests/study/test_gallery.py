@@ -113,7 +113,8 @@ def test_an_answer_by_runs_has_its_verdict_figure_command_and_time(name):
     assert told.get(f"`{name}`", status(row_of(name))) == f"run: {written['outcome']}{tag}"
     assert f"**{written['outcome']}{tag}**" in text and f"(studies/{name}/verdict.json)" in text
     assert re.search(rf"^!\[.{{50,}}\]\(studies/{name}/[a-z_0-9-]+.svg\)$", text, re.MULTILINE)
-    assert re.search(rf"^`python -m align.study study={name}[^`]*` · .* · 2 CPU cores, \d+ (s|min)", text, re.MULTILINE)
+    machine = r"(2 CPU cores|one H100), .*\d+ (s|min)"
+    assert re.search(rf"^`python -m align.study study={name}[^`]*` · .* · {machine}", text, re.MULTILINE)
     assert f"[{name}.py](../scripts/studies/{name}.py)" in text and written["as_declared"] is True
 
 
