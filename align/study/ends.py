@@ -31,6 +31,16 @@ class Row:
     end: Estimate
     seeds: tuple[float, ...]
 
+    @property
+    def varies(self) -> bool:
+        """Whether there is an interval over seeds to be drawn: a rule that reads no labels has the same for all."""
+        return len({*self.seeds}) > 1
+
+    def interval(self, share: bool) -> tuple[float, float]:
+        """Of a share what it can be."""
+        assert self.end.low is not None and self.end.high is not None
+        return (max(self.end.low, 0.0), min(self.end.high, 1.0)) if share else (self.end.low, self.end.high)
+
 
 @dataclass(frozen=True)
 class Ends:
@@ -47,8 +57,8 @@ class Ends:
         began = " A grey bar is the arm's own step 0." if any(row.start for row in self.rows) else ""
         return (
             f"{self.metric.title[0].upper()}{self.metric.title[1:]} at the end of each arm: mean over seeds with its "
-            f"95 % interval, and single seeds (rings).{began} What decides is differences of one seed and prompt, "
-            "above: these intervals may overlap where those leave out 0."
+            f"95 % interval over seeds, prompts taken as they are, and single seeds (rings).{began} What decides is "
+            "differences of one seed and prompt, above: their intervals may be narrower than these, or wider."
         )
 
 
@@ -75,8 +85,8 @@ def save(one: Ends, out: Path) -> str:
     """Write `out/NAME.svg` and `.png`; the <svg> element for the page comes back."""
     svg = figures.as_svg(one.name, lambda: _draw(one), out / f"{one.name}.png")
     for i, row in enumerate(one.rows):
-        value = f"{one.metric.show(row.end.mean)} {one.metric.interval(row.end.low, row.end.high, sign=False)}"
-        svg = figures.titled(svg, _gid(i), [f"{row.arm.label}\n{value.strip()}"])
+        told = f" {one.metric.interval(row.end.low, row.end.high, sign=False)}" if row.varies else ""
+        svg = figures.titled(svg, _gid(i), [f"{row.arm.label}\n{one.metric.show(row.end.mean)}{told}"])
     (out / f"{one.name}.svg").write_text(svg, encoding="utf-8")
     return figures.themed(svg, one.name, f"{one.title}. {one.caption}")
 
@@ -84,9 +94,8 @@ def save(one: Ends, out: Path) -> str:
 def _draw(one: Ends) -> Canvas:
     canvas = Canvas(figsize=(WIDTH, AROUND + ROW * len(one.rows)), layout="constrained")
     axes = canvas.subplots()
-    scale = 100.0 if one.metric.percent else 1.0
     for place, row in enumerate(one.rows):
-        _draw_row(axes, place, row, scale)
+        _draw_row(axes, place, row, one.metric.percent)
     axes.set_yticks(range(len(one.rows)), [visible(row.arm.label) for row in one.rows])
     axes.invert_yaxis()
     axes.margins(x=0.05)
@@ -103,12 +112,12 @@ def _draw(one: Ends) -> Canvas:
     return canvas
 
 
-def _draw_row(axes: Axes, place: int, row: Row, scale: float) -> None:
-    look = figures.look(row.arm.style)
+def _draw_row(axes: Axes, place: int, row: Row, share: bool) -> None:
+    look, scale = figures.look(row.arm.style), 100.0 if share else 1.0
     if row.start:
         axes.plot([row.start.mean * scale], [place], color=QUIET, marker="|", markersize=9, markeredgewidth=1.6)
-    if row.end.low is not None and row.end.high is not None:
-        axes.plot([row.end.low * scale, row.end.high * scale], [place, place], color=look.colour, linewidth=1.5)
+    if row.varies:
+        axes.plot([end * scale for end in row.interval(share)], [place, place], color=look.colour, linewidth=1.5)
     ring = {"marker": "o", "markersize": 3.6, "markerfacecolor": PAPER, "markeredgecolor": look.colour}
     above = [place + SEED_OFFSET] * len(row.seeds)
     axes.plot([value * scale for value in row.seeds], above, **ring, linestyle="none", markeredgewidth=0.9)

@@ -24,6 +24,7 @@ class Row:
     low: float | None
     high: float | None
     seeds: tuple[tuple[str, float], ...]  # what hovering says, place
+    margin: tuple[float, float]  # from -margin to margin, of this contrast's own
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class Forest:
     metric: Metric
     rows: tuple[Row, ...]
     zero: float
-    margin: tuple[float, float]  # from -margin to margin
     ticks: tuple[tuple[float, str], ...]
 
 
 def forest(judged: Sequence[Judged], styles: Sequence[int]) -> Forest:
-    """All contrasts of one metric; the axis holds every interval, seed and the margin."""
-    metric, margin = judged[0].metric, judged[0].verdict.margin or 0.0
-    edges = [0.0, margin, -margin]
+    """All contrasts of one metric; the axis holds every interval, seed and margin."""
+    metric, margins = judged[0].metric, [one.verdict.margin or 0.0 for one in judged]
+    margin = margins[0]
+    edges = [0.0, *margins, *(-m for m in margins)]
     for one in judged:
         edges += [value for value in (one.verdict.low, one.verdict.high, one.verdict.effect) if value is not None]
         edges += one.by_seed.values()
@@ -51,12 +52,13 @@ def forest(judged: Sequence[Judged], styles: Sequence[int]) -> Forest:
 
     rows = tuple(
         Row(one, style, place(one.verdict.effect), place(one.verdict.low), place(one.verdict.high),
-            tuple((f"seed {seed}: {metric.show(d, sign=True)}", place(d) or 0.0) for seed, d in one.by_seed.items()))
-        for one, style in zip(judged, styles, strict=True)
+            tuple((f"seed {seed}: {metric.show(d, sign=True)}", place(d) or 0.0) for seed, d in one.by_seed.items()),
+            (place(-own) or 0.0, place(own) or 0.0))
+        for one, style, own in zip(judged, styles, margins, strict=True)
     )  # fmt: skip
     ticks: list[tuple[float, str]] = []
     for value in (0.0, max(edges), min(edges), margin, -margin):  # the first of two that would lie on each other
         at = place(value) or 0.0
         if all(abs(at - other) >= APART for other, _ in ticks):
             ticks.append((at, metric.show(value, sign=True)))
-    return Forest(metric, rows, place(0.0) or 0.0, (place(-margin) or 0.0, place(margin) or 0.0), tuple(ticks))
+    return Forest(metric, rows, place(0.0) or 0.0, tuple(ticks))

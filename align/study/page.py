@@ -48,7 +48,7 @@ RULES = {
 }
 TOLD = ("length/mean", "length/truncated", "reward/gold", "kl/exact", "policy/entropy", "text/distinct2", "text/rep3",
         "reward/proxy", "kl/bound", "rm/gold_accuracy", "rm/policy_accuracy", "rm/policy_drop", "bon/a",
-        "bon/b")  # fmt: skip
+        "bon/b", "bench/chat_hard", "bench/refusal", "bench/arithmetic", "bench/ties")  # fmt: skip
 UNITS = {
     "absolute": "",
     "base_mean": " of the mean at step 0",

@@ -22,7 +22,8 @@ from align.study.verdict import Found, Judged
 # What is told of every arm at its end, beside the study's own metrics.
 TOLD = ("length/mean", "length/truncated", "reward/gold", "reward/proxy", "kl/exact", "kl/bound", "text/rep3",
         "text/distinct2", "policy/entropy", "pref/accuracy", "accuracy/sampled", "rm/gold_accuracy",
-        "rm/policy_accuracy", "rm/policy_drop", "rm/labels", "bon/a", "bon/b")  # fmt: skip
+        "rm/policy_accuracy", "rm/policy_drop", "rm/labels", "bon/a", "bon/b", "bench/chat_hard", "bench/refusal",
+        "bench/arithmetic", "bench/ties")  # fmt: skip
 DIGITS = 10  # the last ones depend on the order in which a machine adds
 
 

@@ -143,11 +143,11 @@ def decode(policy: Policy, own: Repetition, starts: Sequence[Ids]) -> list[list[
     config = GenerationConfig(
         max_new_tokens=own.tokens,
         do_sample=own.temperature > 0,
-        temperature=own.temperature or 1.0,  # not read where the likeliest token is taken
-        top_p=own.top_p,
+        temperature=float(own.temperature or 1),  # not read where the likeliest token is taken
+        top_p=float(own.top_p),
         top_k=0,
         num_beams=own.beams,
-        repetition_penalty=own.penalty,
+        repetition_penalty=float(own.penalty),
         suppress_tokens=sorted({*tokenizer.all_special_ids, *policy.stop_ids}),
         pad_token_id=tokenizer.pad_token_id,
     )

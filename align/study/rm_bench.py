@@ -5,7 +5,7 @@ no training prompt shares; sums are right against wrong. A reward is one of
 
     head          Bradley-Terry on frozen features, fitted to labels on answers to training prompts
     decorrelated  the same, with length projected out of the features
-    logprob       mean log-probability per token under the start model, the implicit reward before any DPO
+    logprob       mean log-probability per token under the start model, the form of SimPO's reward before any training
     length        the longer answer is the better one
 
 Step 0 is a coin, right on half of the pairs; step 1 is the reward. A seed draws labels; the pairs are the same for all.

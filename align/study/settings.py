@@ -61,7 +61,7 @@ class Repetition:
     temperature: float  # 0: the likeliest token
     top_p: float
     beams: int
-    penalty: float  # logits of what was said already are divided by it, or multiplied below 0 (arXiv:1909.05858)
+    penalty: float  # logits of what was said already are divided by it (arXiv:1909.05858), below 0 multiplied
 
     def __post_init__(self) -> None:
         for key in ("sentences", "continued", "tokens", "beams"):

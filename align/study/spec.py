@@ -22,7 +22,8 @@
     beside: {cpu: 3, gpu: 5}             optional: how many of the seeds, the first, these two kinds of arms have
     screen: [cpu]                        optional: tiers too small for the claim; with fewer than 5 seeds nothing they
                                          see is a verdict, it is INCONCLUSIVE until another tier decides it
-    cure: {arm, removes, cost: {metric, margin, of}}   with mitigations: when one works
+    cure: {arm, removes, cost: {metric, margin, of}}   with mitigations: when one works; `well: ARM` has not got it (default:
+                                           the other side of the primary)
     secondary: {NAME: {as primary}}      optional: further contrasts, corrected by Holm
 A contrast has metric (a key of the probe), rule (align/study/rules.py), margin, and what the rule needs: effect: high,
 low, direction; equivalence: high, low; dose: levels {arm: number}, direction; peak: levels, or high and along: the
@@ -107,6 +108,7 @@ class Cure:
     arm: str
     removes: float
     cost: Cost
+    well: str | None  # the arm that has not got it; None: the other side of the primary contrast
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
         primary=primary,
         secondary={str(name): _contrast(own, arms, f"secondary.{name}") for name, own in secondary.items()},
         gates=values.gates(values.mapping(raw["gates"], "gates"), arms),
-        cure=_cure(raw["cure"], primary) if "cure" in raw else None,
+        cure=_cure(raw["cure"], primary, arms) if "cure" in raw else None,
         screen=values.screen(raw["screen"], list(tiers)) if "screen" in raw else (),
     )
 
@@ -236,15 +238,19 @@ def _contrast(raw: Any, arms: Sequence[str], where: str) -> Contrast:
     return Contrast(str(raw["metric"]), rule, margin, of, direction, high, low, levels, at, raw.get("along"))
 
 
-def _cure(raw: Any, primary: Contrast) -> Cure:
-    values.keys(values.mapping(raw, "cure"), ["arm", "removes", "cost"], (), "cure")
+def _cure(raw: Any, primary: Contrast, arms: Sequence[str]) -> Cure:
+    values.keys(values.mapping(raw, "cure"), ["arm", "removes", "cost"], ("well",), "cure")
     # the effect is between these two; of levels, between the arm and the highest
     ill = primary.arms if primary.levels else [name for name in (primary.treated, primary.base) if name != START]
     one_of(raw["arm"], ill, "cure.arm")
     removes = values.number(raw["removes"], "cure.removes")
     need(0 < removes <= 1, "cure.removes", removes, "is a share of the effect: above 0, at most 1")
     values.keys(values.mapping(raw["cost"], "cure.cost"), ["metric", "margin"], ("of",), "cure.cost")
-    return Cure(raw["arm"], removes, Cost(str(raw["cost"]["metric"]), *values.margin_of(raw["cost"], "cure.cost")))
+    cost = Cost(str(raw["cost"]["metric"]), *values.margin_of(raw["cost"], "cure.cost"))
+    if "well" in raw:
+        one_of(raw["well"], arms, "cure.well")
+        need(raw["well"] != raw["arm"], "cure.well", raw["well"], "is the arm that is to be cured")
+    return Cure(raw["arm"], removes, cost, raw.get("well"))
 
 
 def _digest(raw: Mapping[str, Any], keys: Sequence[str]) -> str:

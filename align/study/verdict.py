@@ -236,7 +236,7 @@ def _cures(study: Study, arms: Arms, main: Judged) -> tuple[Cured, ...]:
     cure, primary = study.cure, study.primary
     if cure is None or primary is None:
         return ()
-    other = primary.base if cure.arm == primary.treated else primary.treated
+    other = cure.well or (primary.base if cure.arm == primary.treated else primary.treated)
     ill = observed(arms[cure.arm], main.metric)
     well = observed(arms[cure.arm], main.metric, 0) if other == START else observed(arms[other], main.metric)
     away = rules.contrast(well, ill)

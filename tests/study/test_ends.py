@@ -55,3 +55,22 @@ def test_numbers_on_the_axis_of_a_verdict_keep_apart(tmp_path):
     places = sorted(place for place, _ in shown.ticks)
     assert "0.0" in [label for _, label in shown.ticks] and "+4.0" not in [label for _, label in shown.ticks]
     assert all(b - a >= forest.APART for a, b in zip(places, places[1:], strict=False))
+
+
+def test_what_seeds_do_not_move_has_no_interval_over_them(tmp_path):
+    study = study_of()
+    found = examine(study, arms_of(tmp_path / "still", study, ENDS))
+    (one, _) = ends.figures_of(study, found)
+    assert [row.varies for row in one.rows] == [False, True, True, True, True]  # MOVES["plain"] is 0
+    ends.save(one, tmp_path)
+    svg = (tmp_path / "arms.svg").read_text("utf-8")
+    assert "<title>plain\n40.0</title>" in svg
+
+
+def test_a_contrasts_band_is_its_own_margin(tmp_path):
+    study = study_of()
+    found = examine(study, arms_of(tmp_path / "bands", study, ENDS))
+    primary, removal = found.primary, found.cured[0].removal
+    shown = forest.forest([primary, removal], [0, 1])
+    widths = [row.margin[1] - row.margin[0] for row in shown.rows]
+    assert primary.verdict.margin == 4.0 and abs(widths[1] / widths[0] - removal.verdict.margin / 4.0) < 0.01
