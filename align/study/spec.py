@@ -22,8 +22,8 @@
     beside: {cpu: 3, gpu: 5}             optional: how many of the seeds, the first, these two kinds of arms have
     screen: [cpu]                        optional: tiers too small for the claim; with fewer than 5 seeds nothing they
                                          see is a verdict, it is INCONCLUSIVE until another tier decides it
-    cure: {arm, removes, cost: {metric, margin, of}}   with mitigations: when one works; `well: ARM` has not got it (default:
-                                           the other side of the primary)
+    cure: {arm, removes, cost: {metric, margin, of}}   with mitigations: when one works; `well: ARM` is an arm without
+                                         what is cured, by default the other side of the primary
     secondary: {NAME: {as primary}}      optional: further contrasts, corrected by Holm
 A contrast has metric (a key of the probe), rule (align/study/rules.py), margin, and what the rule needs: effect: high,
 low, direction; equivalence: high, low; dose: levels {arm: number}, direction; peak: levels, or high and along: the

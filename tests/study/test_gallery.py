@@ -109,7 +109,7 @@ def test_an_exact_study_has_its_figure_as_it_is_declared_now(name):
 def test_an_answer_by_runs_has_its_verdict_figure_command_and_time(name):
     written, text = json.loads((STORED / name / "verdict.json").read_text("utf-8")), answer(name)
     tag = " (screen)" if written["screen"] else " (provisional)" if written["provisional"] else ""
-    told = dict(part.split(": ") for part in ROWS[row_of(name)]["status"].split("; ") if part.startswith("`"))
+    told = dict(part.split(": ", 1) for part in ROWS[row_of(name)]["status"].split("; ") if part.startswith("`"))
     assert told.get(f"`{name}`", status(row_of(name))) == f"run: {written['outcome']}{tag}"
     assert f"**{written['outcome']}{tag}**" in text and f"(studies/{name}/verdict.json)" in text
     assert re.search(rf"^!\[.{{50,}}\]\(studies/{name}/[a-z_0-9-]+.svg\)$", text, re.MULTILINE)
