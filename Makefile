@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test unit check install clean
+.PHONY: demo test unit check audit install clean
 
 install: .venv/installed
 
@@ -22,12 +22,17 @@ test: install check
 	$(BIN)/python -m pytest
 
 unit: install
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/end_to_end --ignore=tests/trainers --ignore=tests/distributed --ignore=tests/faults
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/end_to_end --ignore=tests/trainers --ignore=tests/distributed --ignore=tests/faults --ignore=tests/fuzz
 
 check: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+# pip-audit in an environment of its own: it needs other versions of what it audits
+audit:
+	@$(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit
+	@.audit/bin/python scripts/audit.py
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .audit build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -89,7 +89,7 @@ def packed_attention(
     """
     refuse(module, others)
     if keep is not None:
-        keep.append((key[0], value[0]))
+        keep.append((key[0], value[0].clone()))  # values may be a view into the product of queries, keys and values
     out = _Packed.apply(query[0], key[0], value[0], blocks, scaling, sliding_window)
     return out.transpose(0, 1).unsqueeze(0), None
 

@@ -33,9 +33,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from align.schema import Checkpoint
+from align.stopping import Stop, Terminated
 
 FILES = ("weights.safetensors", "state.pt")
-DAMAGE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
+DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, EOFError,
+          pickle.UnpicklingError, SafetensorError)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Snapshot:
     run: Mapping[str, Any]  # of the run directory: counters, seconds, sizes of its files
     probe: Mapping[str, Any]
     rng: list[Mapping[str, Any]]  # of each process
+    probed: bool = True  # whether the probe of this step, if it was due, had been done
 
 
 @dataclass
@@ -61,16 +64,28 @@ class Keeper:
     run_state: Callable[[], Mapping[str, Any]]
     start: Snapshot | None = None
     probe_state: Callable[[], Mapping[str, Any]] = field(default=dict)
+    stop: Stop = field(default_factory=Stop)
+    probed: bool = True
 
     def save(self, step: int, model: nn.Module, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Every checkpoint.every steps, but not where the run starts, goes on or ends."""
-        begun = self.start.step if self.start else 0
-        if step % self.cfg.every or not begun < step < self.steps:
-            return
+        """Every checkpoint.every steps, but not where the run starts, goes on or ends; and where it is told to end,
+        by raising Terminated on every process."""
+        begun, told = self.start.step if self.start else 0, self._told_to_end()
+        if begun < step and (told or (step % self.cfg.every == 0 and step < self.steps)):
+            self._write(step, model, state)
+        if told:
+            raise Terminated
+
+    def _told_to_end(self) -> bool:
+        """Whether any process was: they end at the same step."""
+        asked = torch.tensor(int(self.stop.asked), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum")) if self.accelerator.num_processes > 1 else self.stop.asked
+
+    def _write(self, step: int, model: nn.Module, state: Callable[[], Mapping[str, Any]]) -> None:
         streams = gather_object([rng_state()])
         if self.accelerator.is_main_process:
             parts = trainable(model), state(), self.run_state(), self.probe_state()
-            write(self.folder, Snapshot(step, *parts, streams))
+            write(self.folder, Snapshot(step, *parts, streams, self.probed))
             prune(self.folder, self.cfg.keep, step)
         self.accelerator.wait_for_everyone()
 
@@ -107,6 +122,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
         "run": snapshot.run,
         "probe": snapshot.probe,
         "rng": snapshot.rng,
+        "probed": snapshot.probed,
     }
     torch.save(rest, aside / FILES[1])
     sums = {name: _flushed_sha256(aside / name) for name in FILES}
@@ -139,7 +155,8 @@ def snapshots(folder: Path) -> Iterator[Snapshot]:
         try:
             yield _read(path)
         except DAMAGE as error:
-            warnings.warn(f"checkpoint {path} is damaged ({error}); the one before it is used", stacklevel=2)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            warnings.warn(f"checkpoint {path} is damaged ({reason}); the one before it is used", stacklevel=2)
 
 
 def _read(path: Path) -> Snapshot:
@@ -148,7 +165,8 @@ def _read(path: Path) -> Snapshot:
         if _sha256(path / name) != manifest[name]:
             raise ValueError(f"{name} does not match its checksum")
     rest = torch.load(path / FILES[1], map_location="cpu", weights_only=True)
-    return Snapshot(rest["step"], load_file(path / FILES[0]), rest["state"], rest["run"], rest["probe"], rest["rng"])
+    parts = (rest[name] for name in ("state", "run", "probe", "rng", "probed"))
+    return Snapshot(rest["step"], load_file(path / FILES[0]), *parts)
 
 
 def rng_state() -> dict[str, Any]:

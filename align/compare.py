@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from align.report import diagnostics, figures, gallery, levels, page, pairs, tab
 from align.report.curves import Figure
 from align.report.findings import Findings, examine
 from align.report.markdown import to_markdown
+from align.report.text import complain, one_line
 from align.watched import is_run
 
 HELP = """\
@@ -98,14 +100,16 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], Path]:
     paths, out = [], Path("compare")
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if Path(argument).exists():
+        if os.path.exists(argument):  # Path.exists would raise for a name that no file can have
             paths += _runs_in(Path(argument))
         elif key == "out" and value:
             out = Path(value)
         elif argument.startswith("-") or (equals and "/" not in key):
-            raise UsageError(f"{argument}: not understood; arguments are run directories and out=DIR (see --help)")
+            raise UsageError(
+                f"{one_line(argument)}: not understood; arguments are run directories and out=DIR (see --help)"
+            )
         else:
-            raise UsageError(f"{argument}: no such run directory")
+            raise UsageError(f"{one_line(argument)}: no such run directory")
     if not paths:
         raise UsageError("name at least one run directory: python -m align.compare RUN_DIR... [out=DIR]")
     return paths, out
@@ -128,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         print(compare(*parse(arguments)))
     except (UsageError, runs.RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
     return 0
 

@@ -16,12 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align import laws
-from align.refusals import ConfigError, refuse_unknown
+from align.refusals import ConfigError, first_line, refuse_unknown
 from align.schema import (
     AnnotatorData,
     ArithmeticData,
     BestOfN,
     Experiment,
+    HubData,
     JsonlData,
     OnPolicy,
     Preference,
@@ -42,10 +43,10 @@ KINDS: dict[str, dict[str, type]] = {
         "best_of_n": BestOfN,
         "tempered": Tempered,
     },
-    "data": {"annotator": AnnotatorData, "arithmetic": ArithmeticData, "jsonl": JsonlData},
+    "data": {"annotator": AnnotatorData, "arithmetic": ArithmeticData, "jsonl": JsonlData, "hub": HubData},
 }
 # Where and how a run is carried out; two runs that differ only here measure the same thing.
-CIRCUMSTANCES = ("run_dir", "runs_root", "resume", "checkpoint", "tracker")
+CIRCUMSTANCES = ("run_dir", "runs_root", "resume", "checkpoint", "tracker", "reward_seconds")
 
 
 def check(cfg: DictConfig) -> Experiment:
@@ -56,7 +57,7 @@ def check(cfg: DictConfig) -> Experiment:
     try:
         container = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the config cannot be resolved: {_first_line(error)}") from None
+        raise ConfigError(f"the config cannot be resolved: {first_line(error)}") from None
     assert isinstance(container, dict)
     raw = {str(key): value for key, value in container.items()}
     refuse_unknown(raw, [field.name for field in fields(Experiment)], "")
@@ -82,7 +83,7 @@ def _kind(raw: Any, group: str, schemas: dict[str, type]) -> type:
             f"{group}={raw!r}: expected a group of settings; pick a file of conf/{group}, e.g. {group}=NAME"
         )
     kind = raw.get("kind")
-    if kind not in schemas:
+    if not isinstance(kind, str) or kind not in schemas:
         raise ConfigError(
             f"{group}.kind={kind!r}: must be one of {', '.join(schemas)}; it belongs to the file of "
             f"conf/{group}, pick another with {group}=NAME"
@@ -101,7 +102,7 @@ def _typed(schema: type, raw: dict[str, Any], prefix: str) -> Any:
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = _join(prefix, str(error.full_key or ""))
-        raise ConfigError(f"{key}: {_first_line(error)}") from None
+        raise ConfigError(f"{key}: {first_line(error)}") from None
 
 
 def _walk_unknown(schema: type, raw: Mapping[str, Any], prefix: str) -> None:
@@ -146,7 +147,3 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _join(prefix: str, key: str) -> str:
     return ".".join(part for part in (prefix, key) if part)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

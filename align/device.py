@@ -15,11 +15,24 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 def keep_freed_memory() -> None:
     """glibc returns large blocks to the kernel when they are freed, and a tensor's pages are then made anew, one fault
     for 4 KB: a third of a training step on a CPU (docs/performance.md). Elsewhere than on glibc, nothing."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "gnu_get_libc_version"):
+    libc = _glibc()
+    if libc is not None:
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_TOP_PAD, 8 << 20)
+
+
+def return_freed_memory() -> None:
+    """Between two phases of a run, what malloc was told to keep: blocks of one size leave holes that those of another
+    do not fit into, and a process would hold the sum of its phases instead of the largest (docs/memory.md)."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
 
 
 def resolve_device(name: str) -> torch.device:

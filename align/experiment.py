@@ -60,12 +60,14 @@ def execute(experiment: Experiment) -> Path:
     learned = obtain_reward_model(experiment, policy, data, execute)
     # a reward model's own training scores nothing
     formula = "none" if experiment.algo.kind == "reward" else experiment.reward.formula
-    rewards = build_rewards(formula, data, learned, finite=experiment.guard.nonfinite == "stop")
+    rewards = build_rewards(formula, data, learned, finite=experiment.guard.nonfinite == "stop",
+                            seconds=experiment.reward_seconds)  # fmt: skip
     title = " ".join((experiment.algo.name, experiment.model.name, experiment.data.name))
     meta = describe(plain(experiment), title, device, dtype, policy, data, accelerator.num_processes)
     with opening(experiment, where, meta, accelerator, f"{title}  seed {experiment.seed}, {experiment.steps} steps, "
                  f"{device}, {str(dtype)[6:]} -> {where.path}", data.notes) as opened:  # fmt: skip
-        TRAINERS[experiment.algo.kind](opened, policy, data, rewards, learned)
+        with opened.stop.listening():
+            TRAINERS[experiment.algo.kind](opened, policy, data, rewards, learned)
         accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         report(where.path)
@@ -187,6 +189,7 @@ def look_at(opened: OpenRun, measure: Measure) -> None:
     probe = opened.prober(measure)
     for step in range(opened.experiment.steps + 1):
         probe(step)
+        opened.stop.obey()
 
 
 TRAINERS = {

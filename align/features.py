@@ -23,7 +23,8 @@ from align.data.dataset import digest
 from align.data.tokens import encode_completion, encode_prompt
 from align.embedded import ModelError
 from align.forward import Batch, backbone, micro_batches
-from align.models import Policy, right_pad
+from align.models import Policy
+from align.packing import right_pad
 from align.records import Prompt
 
 TOKENS = 2048  # of one pass, a prompt counted once; bounds memory, changes nothing

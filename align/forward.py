@@ -20,8 +20,7 @@ from align.attention import can_pack
 from align.head import TokenLogprobs, is_plain
 from align.maths.draw import warp
 from align.maths.logprobs import exact_kl, kept_logprobs, token_logprobs
-from align.models import right_pad
-from align.packing import Packed, groups_of, pack
+from align.packing import Packed, groups_of, pack, right_pad
 from align.records import Completions
 
 CHUNK = 64  # positions through the LM head at once; 64 x 49152 float32 logits are 13 MB

@@ -5,15 +5,17 @@ Each law is a few lines; `enforce` runs them all on a typed Experiment. Nothing 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from align import algo_laws
-from align.refusals import ConfigError, finite, need, one_of, positive
+from align import algo_laws, data_laws
+from align.refusals import ConfigError, finite, need, one_of, positive, reachable
 from reward_models.formula import parse
 
 if TYPE_CHECKING:
     from align.schema import Experiment, Lora
 
+QUANTS = ("nf4",)
 LORA_INITS = ("default", "gaussian", "b_random", "pissa", "olora", "zeros", "both_random")
 # Reward terms that need no import; "package.module:function" is any function of the user's.
 REWARD_TERMS = ("learned", "gold", "verifier", "length", "terminated")
@@ -25,7 +27,7 @@ def enforce(experiment: Experiment) -> None:
     """Raise ConfigError for the first law that is broken."""
     _top(experiment)
     _model(experiment)
-    _data(experiment)
+    data_laws.enforce(experiment)
     _sampling_and_probe(experiment)
     _guard_and_checkpoint(experiment)
     _reward(experiment)
@@ -38,11 +40,19 @@ def _top(e: Experiment) -> None:
     need(0 <= e.seed < 2**32, "seed", e.seed, "must be between 0 and 2^32 - 1")
     positive(e.steps, "steps")
     one_of(e.dtype, DTYPES, "dtype")
+    for group in ("algo", "model", "data"):
+        name = getattr(e, group).name
+        need(re.fullmatch(r"\w[\w.+-]*", name) is not None, f"{group}.name", repr(name),
+             "must be letters, digits and . _ + - only: it is part of the name of the run's folder")  # fmt: skip
+    if e.reward_seconds is not None:
+        finite(e.reward_seconds, "reward_seconds", 0, open_low=True)
     one_of(e.tracker, TRACKERS, "tracker")
     kind = e.device.partition(":")[0]
     one_of(kind, ("auto", "cpu", "cuda", "mps", "xpu"), "device")
     need(bool(e.runs_root.strip()), "runs_root", repr(e.runs_root), "must name a folder")
     need(e.run_dir is None or bool(e.run_dir.strip()), "run_dir", repr(e.run_dir), "must name a folder, or be null")
+    for key, path in (("run_dir", e.run_dir), ("runs_root", e.runs_root)):
+        reachable(key, path)
 
 
 def _model(e: Experiment) -> None:
@@ -52,8 +62,26 @@ def _model(e: Experiment) -> None:
         repr(e.model.path),
         "must be embedded, tiny, a hub id, a folder or a .gguf file",
     )
+    reachable("model.path", e.model.path)
+    reachable("model.start", e.model.start)
     if e.model.lora is not None:
         _lora(e, e.model.lora)
+    if e.model.quant is not None:
+        _quant(e)
+
+
+def _quant(e: Experiment) -> None:
+    key, quant, lora = "model.quant", e.model.quant, e.model.lora
+    one_of(quant, QUANTS, key)
+    need(lora is not None, key, quant, "is of a frozen base, and model.lora=none trains it; keep model.lora")
+    assert lora is not None
+    need(lora.init not in ("pissa", "olora"), key, quant,
+         f"has no weights that model.lora.init={lora.init} could rewrite; use model.lora.init=default")  # fmt: skip
+    need(not lora.dora, key, quant, "does not combine with model.lora.dora, whose norms need the weights; turn it off")
+    need(e.model.start is None, key, quant,
+         "cannot take up model.start: its adapter, merged into 4 bits, would be rounded; leave one out")  # fmt: skip
+    need(e.sampling.lora == "unmerged", key, quant,
+         "needs sampling.lora=unmerged: a merged copy would be the whole base in 16 bits again")  # fmt: skip
 
 
 def _lora(e: Experiment, lora: Lora) -> None:
@@ -111,49 +139,6 @@ def _lora_variants(e: Experiment, lora: Lora) -> None:
         lora.dora,
         "needs dtype=float32: in bfloat16 its norms round, and the start would not equal the base",
     )
-
-
-def _data(e: Experiment) -> None:
-    {"annotator": _annotator, "arithmetic": _arithmetic, "jsonl": _jsonl}[e.data.kind](e)
-
-
-def _annotator(e: Experiment) -> None:
-    pool, labels = e.data.pool, e.data.labels
-    need(pool.samples >= 2, "data.pool.samples", pool.samples, "must be >= 2: a pair needs two answers to one prompt")
-    positive(pool.max_new_tokens, "data.pool.max_new_tokens")
-    finite(pool.temperature, "data.pool.temperature", 0, 5, open_low=True)
-    positive(labels.pairs, "data.labels.pairs")
-    need(
-        1 <= labels.annotators <= labels.pairs,
-        "data.labels.annotators",
-        labels.annotators,
-        f"must be between 1 and data.labels.pairs={labels.pairs}: a pair is labelled by one of them",
-    )
-    need(labels.sharpness > 0, "data.labels.sharpness", labels.sharpness, "must be > 0 (inf: no label noise)")
-    finite(labels.flips, "data.labels.flips", 0, 0.5)
-    finite(labels.length_bias, "data.labels.length_bias", -10, 10)
-    if (band := labels.similarity) is not None:
-        need(len(band) == 2 and 0 <= band[0] < band[1] <= 1, "data.labels.similarity", list(band),
-             "must be [lowest, highest] quantile, within [0, 1]; null keeps every pair")  # fmt: skip
-    need(labels.seed >= 0, "data.labels.seed", labels.seed, "must be >= 0")
-
-
-def _arithmetic(e: Experiment) -> None:
-    d = e.data
-    need(2 <= d.terms <= 10, "data.terms", d.terms, "must be between 2 and 10")
-    need(d.low <= d.high, "data.low", d.low, f"must be <= data.high={d.high}")
-    positive(d.train, "data.train")
-    positive(d.heldout, "data.heldout")
-    need(bool(d.task.strip()), "data.task", repr(d.task), 'must be "sum" or the name of a reasoning_gym dataset')
-
-
-def _jsonl(e: Experiment) -> None:
-    d = e.data
-    need(bool(d.path.strip()), "data.path", repr(d.path), "must name a .jsonl file: data=jsonl data.path=FILE")
-    finite(d.heldout, "data.heldout", 0, 0.9, open_low=True)
-    for key in ("max_prompt_tokens", "max_completion_tokens"):
-        value = getattr(d, key)
-        need(value is None or value >= 1, f"data.{key}", value, "must be >= 1, or null for no limit")
 
 
 def _sampling_and_probe(e: Experiment) -> None:
@@ -225,7 +210,7 @@ def _reward(e: Experiment) -> None:
         f"data={e.data.name} has no gold score; use data=annotator or another reward",
     )
     need(
-        "verifier" not in terms or e.data.kind in ("arithmetic", "jsonl"),
+        "verifier" not in terms or e.data.kind in ("arithmetic", "jsonl") or _has_questions(e),
         key,
         formula,
         f"data={e.data.name} has no verifier; use reward=learned",
@@ -234,9 +219,14 @@ def _reward(e: Experiment) -> None:
         _learned(e)
 
 
+def _has_questions(e: Experiment) -> bool:
+    return e.data.kind == "hub" and "question" in e.data.columns
+
+
 def _learned(e: Experiment) -> None:
     learned = e.reward.learned
     assert learned is not None
+    reachable("reward.learned.run", learned.run)
     positive(learned.steps, "reward.learned.steps")
     need(learned.algo.kind == "reward", "reward.learned.algo.kind", learned.algo.kind, "must be reward")
     algo_laws.optimizer(learned.algo.optimizer, "reward.learned.algo.optimizer", learned.steps)

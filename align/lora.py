@@ -23,7 +23,7 @@ STARTS: dict[str, tuple[str, ...]] = {"b_random": ("lora_A",), "zeros": ("lora_A
 
 
 class FusedLinear(Linear):
-    """peft.tuners.lora.Linear; whatever is not plain LoRA (DoRA, dropout, merged or switched off) takes PEFT's path."""
+    """peft.tuners.lora.Linear; what is not plain LoRA (DoRA, dropout, 4 bits, merged, off) takes PEFT's path."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.is_plain or args or kwargs:
@@ -40,6 +40,7 @@ class FusedLinear(Linear):
             and not (self.disable_adapters or self.merged or self.lora_variant)
             and isinstance(self.lora_dropout[names[0]], nn.Identity)
             and self.lora_B[names[0]].bias is None
+            and type(self.base_layer) is nn.Linear  # not one in 4 bits, which has no weight to hand out
             and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
         )
 

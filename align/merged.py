@@ -83,8 +83,7 @@ class Product(nn.Module):
         self.layers = tuple(layers)  # a tuple, so that they are no submodules
         self.widths = [base_layer(layer).weight.shape[0] for layer in layers]
         self.tensors: tuple[Tensor, Tensor | None] | None = None  # weight and bias; in a tuple they are not registered
-        self.whole: Tensor = torch.empty(0)  # the last output of all, and split
-        self.outputs: tuple[Tensor, ...] = ()
+        self.whole: Tensor | None = None  # the output of all, until it was taken
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -104,8 +103,20 @@ class Product(nn.Module):
             y = linear(x, weight, bias)
         if len(self.widths) == 1:
             return y
-        self.whole, self.outputs = y, y.split(self.widths, dim=-1)
-        return self.outputs[0]
+        self.whole = y
+        return y[..., : self.widths[0]]
+
+    def take(self) -> Tensor:
+        """The output of all, and no longer here: of 64 prompts those of every layer would be 0.7 GB."""
+        y, self.whole = self.whole, None
+        assert y is not None, "a product gives its output once"
+        return y
+
+    def part(self, index: int) -> Tensor:
+        first, last = sum(self.widths[:index]), index + 1 == len(self.widths)
+        y = self.take() if last else self.whole
+        assert y is not None, "the parts of a product are asked for in their order"
+        return y[..., first : first + self.widths[index]]
 
 
 class Part(nn.Module):
@@ -116,7 +127,7 @@ class Part(nn.Module):
         self.product, self.index = (product,), index
 
     def forward(self, _: Tensor) -> Tensor:
-        return self.product[0].outputs[self.index]
+        return self.product[0].part(self.index)
 
 
 class _Attention(nn.Module):
@@ -134,7 +145,7 @@ class _Attention(nn.Module):
         refuse(self.layer, {name: value for name, value in others.items() if name not in GIVEN})
         rotated = self.heads + self.shared
         self.layer.q_proj(hidden_states)
-        x = self.layer.q_proj.whole.to(cache.dtype).view(len(hidden_states), rotated + self.shared, 2, -1)
+        x = self.layer.q_proj.take().to(cache.dtype).view(len(hidden_states), rotated + self.shared, 2, -1)
         cos, sin = cache.rotary(others["position_embeddings"])
         qk = (x[:, :rotated] * cos).addcmul_(x[:, :rotated].flip(2), sin).flatten(2)
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], x[:, rotated:].flatten(2)
@@ -166,7 +177,8 @@ def merged_weight(layer: Any) -> Tensor:
 def _is_linear(module: nn.Module, merge: bool) -> bool:
     """A linear layer, or one with a plain adapter that is to be merged; DoRA's and other variants stay as they are."""
     if isinstance(module, LoraLinear):
-        return merge and not module.lora_variant and len(module.active_adapters) == 1 and not module.merged
+        plain = type(base_layer(module)) is nn.Linear  # not in 4 bits
+        return merge and plain and not module.lora_variant and len(module.active_adapters) == 1 and not module.merged
     return type(module) is nn.Linear
 
 

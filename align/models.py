@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from align import fused
+from align import fused, quant
 from align import lora as fused_lora
 from align.embedded import ModelError, embedded_folder, gguf_folder, sha256, tiny_folder
 from align.hub import hub_folder
+from align.refusals import first_line
 from align.runs import RunError, read
 from align.schema import Lora, Model
 
@@ -101,6 +102,8 @@ def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int)
         tokenizer.pad_token = _spare_token(tokenizer, stop_ids)
     base.config.pad_token_id = tokenizer.pad_token_id
     fingerprint = source_fingerprint(Path(locate(cfg.path)), Path(cfg.start) if cfg.start else None)
+    if cfg.quant is not None:  # other weights than those of the files
+        fingerprint = hashlib.sha256(f"{fingerprint} {cfg.quant}".encode()).hexdigest()
     if cfg.lora is None:
         reference = _frozen(copy.deepcopy(base))
         return Policy(base, reference, tokenizer, stop_ids, fingerprint)
@@ -115,13 +118,16 @@ def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int)
 
 def load_base(cfg: Model, device: torch.device, dtype: torch.dtype) -> Any:
     """The causal LM in `dtype`, with the adapter of `model.start` merged in. Raises ModelError."""
+    packed = quant.options(cfg.quant, device, dtype) if cfg.quant is not None else {}
     where = locate(cfg.path)
-    model = _from_pretrained(AutoModelForCausalLM, where, cfg.path, dtype=dtype)
+    model = _from_pretrained(AutoModelForCausalLM, where, cfg.path, dtype=dtype, use_safetensors=True, **packed)
     scaling = [k for k in SCALED_LOGITS if getattr(model.config.get_text_config(), k, None) not in (None, 1, 1.0)]
     if scaling:
         raise ModelError(f"model.path={cfg.path}: it scales its logits ({scaling[0]}), which is not supported")
     if cfg.start is not None:
         model = _merge_start(model, cfg)
+    if cfg.quant is not None:
+        quant.use_ours(model)
     fused.use_fused(model)
     return model.to(device).requires_grad_(cfg.lora is None)
 
@@ -136,7 +142,10 @@ def load_tokenizer(cfg: Model) -> Any:
     tokenizer = _from_pretrained(AutoTokenizer, where, cfg.path)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path={cfg.path}: its tokenizer has no EOS token, so completions could never end")
-    tokenizer.eos_token = _turn_end(tokenizer)
+    try:
+        tokenizer.eos_token = _turn_end(tokenizer)
+    except Exception as error:  # a template or a vocabulary that is damaged
+        raise ModelError(f"model.path={cfg.path}: its tokenizer cannot write a chat: {first_line(error)}") from error
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.pad_token = _spare_token(tokenizer, (tokenizer.eos_token_id,))
     tokenizer.padding_side = "right"
@@ -174,17 +183,6 @@ def add_adapter(model: Any, lora: Lora, task: TaskType, **extra: Any) -> Any:
     return adapted
 
 
-def right_pad(rows: list[Any], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of token ids -> ids [B, L] and mask [B, L] bool, pads on the right."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = True
-    return ids.to(device), mask.to(device)
-
-
 def source_fingerprint(folder: Path, start: Path | None) -> str:
     """SHA-256 over the weight files a policy starts from; the same in whatever dtype they are loaded."""
     digest = hashlib.sha256()
@@ -197,9 +195,8 @@ def source_fingerprint(folder: Path, start: Path | None) -> str:
 def _from_pretrained(loader: Any, where: str, asked: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(where, trust_remote_code=False, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"model.path={asked}: transformers cannot load it: {reason}") from error
+    except Exception as error:  # of a damaged file the libraries raise whatever it makes them stumble over
+        raise ModelError(f"model.path={asked}: transformers cannot load it: {first_line(error)}") from error
 
 
 def _merge_start(model: Any, cfg: Model) -> Any:
@@ -210,9 +207,13 @@ def _merge_start(model: Any, cfg: Model) -> Any:
     run = Path(str(cfg.start))
     earlier = _start_of(run, cfg)
     if (run / "model" / "config.json").is_file():
-        return _from_pretrained(AutoModelForCausalLM, str(run / "model"), str(run), dtype=model.dtype)
+        return _from_pretrained(
+            AutoModelForCausalLM, str(run / "model"), str(run), dtype=model.dtype, use_safetensors=True
+        )
     if not (run / "adapter" / "adapter_config.json").is_file():
         raise ModelError(f"model.start={run}: it holds no adapter/ and no model/; did the run finish?")
+    if not (run / "adapter" / "adapter_model.safetensors").is_file():  # PEFT would unpickle adapter_model.bin
+        raise ModelError(f"model.start={run}: its adapter/ has no adapter_model.safetensors")
     if earlier is not None:
         model = _merge_start(model, replace(cfg, start=earlier))
     return PeftModel.from_pretrained(model, str(run / "adapter")).merge_and_unload()
@@ -223,12 +224,16 @@ def _start_of(run: Path, cfg: Model) -> str | None:
     try:
         settings = read(run).config
         made_on, earlier, kind = settings["model"]["path"], settings["model"]["start"], settings["algo"]["kind"]
+        packed = settings["model"].get("quant")  # runs older than the setting lack it
     except RunError as error:
         raise ModelError(f"model.start: {error}") from None
     except (KeyError, TypeError):
         raise ModelError(f"model.start={run}: its config.yaml is not the config of a run") from None
     if made_on != cfg.path:
         raise ModelError(f"model.start={run}: it was trained on model.path={made_on}, not on {cfg.path}")
+    if packed is not None:
+        raise ModelError(f"model.start={run}: its adapter belongs to a base of model.quant={packed}, which cannot be "
+                         "merged with it; start from a run without")  # fmt: skip
     if kind == "reward":
         raise ModelError(f"model.start={run}: it is a reward model, not a policy; use reward.learned.run={run}")
     return earlier

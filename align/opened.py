@@ -16,15 +16,18 @@ from align.alarms import ALARM, Watcher
 from align.algo_laws import UNTRAINED
 from align.checkpoints import Keeper, Snapshot, kept_rng
 from align.data import Data
+from align.device import return_freed_memory
 from align.models import Policy
 from align.probe import Measured, Probe
 from align.rewards import Rewards
 from align.runs import Run, read_lines
 from align.schema import Experiment
+from align.stopping import Stop, Terminated
 from align.terminal import Terminal
 from align.trackers import Tracking
 
 Measure = Callable[[int], Measured]
+Look = Callable[[int, list[dict[str, Any]]], None]  # at the samples of a probe
 
 
 @dataclass
@@ -37,6 +40,7 @@ class OpenRun:
     terminal: Terminal
     accelerator: Accelerator
     start: Snapshot | None = None  # what it goes on from
+    stop: Stop = field(default_factory=Stop)
     tracking: Tracking | None = None
     keeper: Keeper = field(init=False)
     watcher: Watcher = field(default_factory=Watcher)
@@ -45,7 +49,8 @@ class OpenRun:
     def __post_init__(self) -> None:
         e = self.experiment
         where = self.run.position if self.run else dict
-        self.keeper = Keeper(self.path / "checkpoints", e.checkpoint, e.steps, self.accelerator, where, self.start)
+        self.keeper = Keeper(self.path / "checkpoints", e.checkpoint, e.steps, self.accelerator, where, self.start,
+                             stop=self.stop)  # fmt: skip
         for row in read_lines(self.path / "metrics.jsonl") if self.run else ():  # of before it was resumed
             self.watcher.see(row)
 
@@ -71,12 +76,12 @@ class OpenRun:
             self.run.event(kind, step, sentence, **details)
             self.terminal.note(f"  {sentence}")
 
-    def prober(self, measure: Measure) -> Callable[[int], None]:
+    def prober(self, measure: Measure, look: Look = lambda step, samples: None) -> Callable[[int], None]:
         """A function of the step that probes when it is due: at 0, every probe.every steps and at the end.
 
-        The main process probes, the others wait.
+        The main process probes, the others wait. Told to end, it measures nothing: the trainer ends the run.
         """
-        done = {self.start.step} if self.start else set[int]()
+        done = {self.start.step} if self.start and self.start.probed else set[int]()
 
         def probe(step: int) -> None:
             due = step % self.experiment.probe.every == 0 or step == self.experiment.steps
@@ -86,11 +91,18 @@ class OpenRun:
             if self.run is not None:
                 self.terminal.probing(step)
                 started = time.perf_counter()
-                with kept_rng():  # a reward that draws random numbers must not change what is trained next
-                    metrics, samples = measure(step)
+                return_freed_memory()
+                try:
+                    with self.stop.breakable(), kept_rng():  # a reward's random numbers must not change the training
+                        metrics, samples = measure(step)
+                except Terminated:
+                    self.keeper.probed = False
+                else:
+                    self.log(step, metrics, phase="probe")
+                    self.run.log_samples(samples)
+                    look(step, samples)
+                return_freed_memory()
                 self.probing += time.perf_counter() - started
-                self.log(step, metrics, phase="probe")
-                self.run.log_samples(samples)
             self.accelerator.wait_for_everyone()
 
         return probe
@@ -108,10 +120,9 @@ class OpenRun:
             if step == 0 and any(metrics[key] != 0 for key in ("kl/k1", "kl/k3", "kl/exact")):
                 raise RuntimeError(f"KL to the reference at step 0 is {metrics['kl/k1']:.3g} nats, not 0: policy and "
                                    "reference do not start from the same weights")  # fmt: skip
-            self._report_kl(step, samples)
             return metrics, samples
 
-        return self.prober(measure)
+        return self.prober(measure, self._report_kl)
 
     def _report_kl(self, step: int, samples: list[dict[str, Any]]) -> None:
         limit = self.experiment.guard.kl_nats_per_sequence

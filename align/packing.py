@@ -1,4 +1,4 @@
-"""Rows of [prompt | completion] laid out as one packed row: each prompt once, its completions behind it."""
+"""Rows of [prompt | completion] laid out as one packed row: each prompt once, its completions behind it; or padded."""
 
 from __future__ import annotations
 
@@ -65,6 +65,17 @@ def pack(prompts: Sequence[tuple[int, ...]], completions: Sequence[Sequence[int]
         tuple(blocks),
         torch.tensor([place for row in places for place in row], dtype=torch.long, device=device),
     )
+
+
+def right_pad(rows: list[Any], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of token ids -> ids [B, L] and mask [B, L] bool, pads on the right."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = True
+    return ids.to(device), mask.to(device)
 
 
 def last_hidden(decoder: Any, rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from align.config import CIRCUMSTANCES, config_hash, plain
-from align.runs import LINES, RunError, RunRecord, covers, free_name, read
+from align.runs import LINES, RunError, RunRecord, covers, read
 from align.schema import Experiment
 
 if TYPE_CHECKING:
@@ -49,6 +49,14 @@ def place(experiment: Experiment) -> Place:
     if not experiment.resume or number == 1:
         return Place(free)
     return _earlier(root / (name if number == 2 else f"{name}-{number - 1}"), experiment)
+
+
+def free_name(root: Path, name: str) -> Path:
+    """`root/name`, or `root/name-2`, `-3`, ... when that is taken."""
+    path, number = root / name, 2
+    while path.exists():
+        path, number = root / f"{name}-{number}", number + 1
+    return path
 
 
 def _earlier(path: Path, experiment: Experiment) -> Place:

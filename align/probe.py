@@ -23,7 +23,8 @@ from align.maths.masked import masked_sum
 from align.maths.preference import accuracy
 from align.maths.wins import length_controlled, wins
 from align.measures import kl_fields, kl_metrics, length_metrics, sample_rows, std_metric, text_fields, text_metrics
-from align.models import Policy, right_pad
+from align.models import Policy
+from align.packing import right_pad
 from align.records import Completions, PreferencePair
 from align.rewards import Rewards, samples_of
 from align.sampling import sample

@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification
 
 from align.attention import can_pack
 from align.embedded import ModelError
-from align.models import add_adapter, right_pad, twin
-from align.packing import last_hidden
+from align.models import add_adapter, twin
+from align.packing import last_hidden, right_pad
 from align.schema import Model
 
 

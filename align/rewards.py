@@ -14,7 +14,7 @@ from align.data import Data
 from align.records import Completions
 from align.refusals import ConfigError
 from align.reward_model import RewardModel
-from reward_models.base import RewardSource, Sample, weighted_sum
+from reward_models.base import RewardSource, Sample, weighted_sum, within
 from reward_models.formula import parse
 from reward_models.learned import LearnedReward
 from reward_models.verifiers import length, terminated
@@ -33,8 +33,10 @@ class Rewards:
         return torch.tensor(totals), {name: torch.tensor(values) for name, values in components.items()}
 
 
-def build_rewards(formula: str, data: Data, learned: RewardModel | None, *, finite: bool = True) -> Rewards:
-    """Raises ConfigError for a term that cannot be had."""
+def build_rewards(
+    formula: str, data: Data, learned: RewardModel | None, *, finite: bool = True, seconds: float | None = None
+) -> Rewards:
+    """`seconds`: for a call of a function of the user's. Raises ConfigError for a term that cannot be had."""
     known: dict[str, RewardSource | None] = {
         "learned": LearnedReward(learned.score) if learned else None,
         "gold": data.gold,
@@ -44,7 +46,7 @@ def build_rewards(formula: str, data: Data, learned: RewardModel | None, *, fini
     }
     sources: dict[str, tuple[float, RewardSource]] = {}
     for name, weight in parse(formula).items():
-        source = imported(name) if ":" in name else known[name]
+        source = within(seconds, name, imported(name)) if ":" in name else known[name]
         if source is None:
             raise ConfigError(f"reward.formula={formula}: data={data.name} has no {name} to give")
         sources[name] = (weight, source)

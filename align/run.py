@@ -14,23 +14,20 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
-from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from align.compose import CONF, MISTAKES, composed, sentence
 from align.config import ConfigError, check
-from align.jobs import LAST_WORDS, run_job
+from align.jobs import INTERRUPTED, LAST_WORDS, run_job
 from align.refusals import refuse_unknown
+from align.report.text import complain, visible
 from align.sweep import ending
-
-HERE = Path(__file__).resolve().parent
-# A wheel carries conf/ inside the package, a checkout has it at the top.
-CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
-
 
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 # Raised alike on every process, before anything is trained: said once.
@@ -64,15 +61,18 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own errors reach us instead of being printed with a stack
     for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # argparse takes it before or after all overrides only
         sys.argv.insert(1, sys.argv.pop(sys.argv.index(flag, 1)))
+    flags = get_args_parser()
+    flags.error = lambda message: stop(f"{message} (see --help)", 1)  # type: ignore[method-assign]
+    flags.parse_args()  # Hydra would exit with 2, which is for a run that failed
     try:
         with ending():
             entry()
-    except (ConfigCompositionException, OmegaConfBaseException) as error:
-        stop(_unknown_key(error) or str(error).strip(), 1)
-    except (HydraException, ValueError) as error:  # Hydra raises plain ValueErrors too for a bad command line
-        stop(str(error), 1)
+    except MISTAKES as error:
+        known = isinstance(error, ConfigCompositionException | OmegaConfBaseException)
+        stop((known and _unknown_key(error)) or sentence(error), 1)
     except KeyboardInterrupt as interrupt:
-        stop("\n".join(["interrupted", *getattr(interrupt, "__notes__", [])]), 130)  # align/opened.py notes the folder
+        notes = getattr(interrupt, "__notes__", [])  # align/opened.py notes the folder
+        stop("\n".join(["interrupted", *notes]), INTERRUPTED)
     if "RANK" in os.environ:  # several processes
         from accelerate import PartialState
 
@@ -81,7 +81,10 @@ def main() -> None:
 
 def stop(message: str, code: int) -> NoReturn:
     if message:
-        print(f"error: {message}" if code != 130 else message, file=sys.stderr)
+        if code == INTERRUPTED:
+            print(visible(message), file=sys.stderr)
+        else:
+            complain(message)
         if LAST_WORDS in os.environ:
             Path(os.environ[LAST_WORDS]).write_text(message, encoding="utf-8", errors="replace")
     sys.exit(code)
@@ -95,9 +98,8 @@ def _unknown_key(error: Exception) -> str | None:
     key = match[1]
     others = [o for o in sys.argv[1:] if "=" in o and not o.startswith("-") and o.lstrip("+~").split("=")[0] != key]
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            node = OmegaConf.to_container(compose("run", overrides=_first_job(others)), resolve=False)
-    except (HydraException, OmegaConfBaseException):  # the other overrides are wrong too: Hydra's message must do
+        node = OmegaConf.to_container(composed(_first_job(others)), resolve=False)
+    except MISTAKES:  # the other overrides are wrong too: Hydra's message must do
         return None
     *path, last = key.split(".")
     for part in path:

@@ -20,6 +20,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,11 +29,14 @@ from typing import Any, Self
 import yaml
 
 from align.locks import lock
+from align.refusals import on_one_line
+from align.strict_json import parsed
 
 STATES = ("running", "finished", "failed", "interrupted")
 # What differs between two runs of the same config on the same machine; everything else must be equal.
 VOLATILE = ("seconds", "time/", "memory/")
 LINES = ("metrics.jsonl", "samples.jsonl", "events.jsonl")
+COUNTERS = ("prompts", "completions", "gen_tokens")
 
 
 class RunError(ValueError):
@@ -48,7 +52,7 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = path
-        self.counters: dict[str, int] = {"prompts": 0, "completions": 0, "gen_tokens": 0}
+        self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         self._started = time.monotonic()
         self._lock = lock(path)
         if self._lock is None:
@@ -123,9 +127,8 @@ class Run:
 
     def _write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
-            self._files[name].write(
-                json.dumps(dict(row)) + "\n"
-            )  # ASCII: a lone surrogate in a text must not stop a run
+            # ASCII: a lone surrogate in a text must not stop a run
+            self._files[name].write(json.dumps(dict(row)) + "\n")
         self._files[name].flush()
 
     def status(self, state: str, **details: Any) -> None:
@@ -138,11 +141,21 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            self._end(kind, error, trace)
+        except OSError as unwritten:
+            if error is None:
+                raise
+            error.add_note(f"{self.path} cannot be written: {unwritten.strerror or unwritten}; once it can, "
+                           "resume=true goes on from the last checkpoint")  # fmt: skip
+
+    def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         seconds = round(time.monotonic() - self._started, 3)
-        for file in self._files.values():
-            file.close()
-        if self._lock is not None:
-            os.close(self._lock)
+        with ExitStack() as all_of_them:  # one that cannot be flushed must not keep the others open
+            if self._lock is not None:
+                all_of_them.callback(os.close, self._lock)
+            for file in self._files.values():
+                all_of_them.callback(file.close)
         if kind is None:
             self.status("finished", seconds=seconds)
         elif issubclass(kind, KeyboardInterrupt):
@@ -178,37 +191,62 @@ def read(path: Path, *, samples: bool = False) -> RunRecord:
         raise RunError(f"{path} is not a run directory: it has no config.yaml and meta.json")
     try:
         config = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
-        meta = json.loads((path / "meta.json").read_text("utf-8"))
-        status = json.loads((path / "status.json").read_text("utf-8")) if (path / "status.json").is_file() else {}
-    except (ValueError, yaml.YAMLError, OSError) as error:
-        raise RunError(f"{path} is damaged: {error}") from error
+        meta = parsed((path / "meta.json").read_text("utf-8"))
+        status = parsed((path / "status.json").read_text("utf-8")) if (path / "status.json").is_file() else {}
+    except (ValueError, yaml.YAMLError, OSError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {on_one_line(str(error))}") from error
     if not all(isinstance(part, dict) for part in (config, meta, status)):
         raise RunError(f"{path} is damaged: config.yaml, meta.json and status.json must each hold one mapping")
-    state = str(status.get("state", "unknown"))
     rows = tuple(read_lines(path / "metrics.jsonl"))
-    return RunRecord(path, config, meta, state, rows, tuple(read_lines(path / "samples.jsonl")) if samples else ())
+    told = tuple(read_lines(path / "samples.jsonl")) if samples else ()
+    return RunRecord(path, config, meta, state_of(status), rows, told)
+
+
+def state_of(status: Mapping[str, Any]) -> str:
+    """What status.json says, or "unknown"."""
+    state = status.get("state")
+    return state if state in STATES else "unknown"
+
+
+def odd_part(row: Mapping[str, Any]) -> str | None:
+    """What `Run.log` cannot have written in a row of metrics.jsonl: counters are whole, the rest numbers or null."""
+    for key, value in row.items():
+        if key == "phase":
+            fits = isinstance(value, str)
+        elif key in ("step", *COUNTERS):
+            fits = type(value) is int and value >= 0
+        else:
+            fits = isinstance(value, int | float) or (value is None and key != "seconds")
+        if not fits:
+            return f"{key}={value!r}"
+    return None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Objects of a .jsonl file. The last line may be torn (a killed writer) and is then ignored.
 
-    Raises RunError naming file and line for any other line that is not a JSON object.
+    Raises RunError naming file and line for any other line that is not a JSON object, in metrics.jsonl not a row.
     """
     if not path.is_file():
         return []
-    lines = path.read_text("utf-8", errors="replace").split("\n")
+    try:
+        lines = path.read_text("utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     objects = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parsed(line)
         except ValueError:
             if number == len(lines):
                 break
             raise RunError(f"{path}, line {number}: not JSON") from None
         if not isinstance(value, dict):
             raise RunError(f"{path}, line {number}: expected an object, found {type(value).__name__}")
+        if path.name == LINES[0] and (odd := odd_part(value)):
+            raise RunError(f"{path}, line {number}: {odd} is nothing that a run writes there")
         objects.append(value)
     return objects
 
@@ -231,20 +269,15 @@ def stable(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not key.startswith(VOLATILE)}
 
 
-def free_name(root: Path, name: str) -> Path:
-    """`root/name`, or `root/name-2`, `-3`, ... when that is taken."""
-    path, number = root / name, 2
-    while path.exists():
-        path, number = root / f"{name}-{number}", number + 1
-    return path
-
-
 def write_text(path: Path, text: str) -> None:
     """Write beside, then rename: a reader sees the old content or the new, never half of it."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
+    except OSError as error:
+        error.add_note(f"in writing {path}")
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

@@ -1,7 +1,5 @@
-"""The schema of every config group: names and types only. Values live in `conf/`, the laws between fields in `laws.py`.
-
-Every field is mandatory: a value that is not written in `conf/` or on the command line does not exist.
-"""
+"""Every config group: names and types only. Values live in `conf/`, the laws between fields in `laws.py`. Every field
+is mandatory: a value that is not written in `conf/` or on the command line does not exist."""
 
 from __future__ import annotations
 
@@ -28,6 +26,7 @@ class Model:
     path: str = MISSING  # embedded | tiny | a hub id | a folder | a .gguf file
     start: str | None = MISSING  # a run whose weights are the start, and so the reference
     lora: Lora | None = MISSING  # None: full fine-tuning
+    quant: str | None = MISSING  # of the frozen base
 
 
 @dataclass
@@ -75,6 +74,23 @@ class JsonlData:
     name: str = MISSING
     path: str = MISSING
     heldout: float = MISSING
+    max_prompt_tokens: int | None = MISSING
+    max_completion_tokens: int | None = MISSING
+
+
+@dataclass
+class HubData:
+    kind: str = MISSING
+    name: str = MISSING
+    repo: str = MISSING  # a hub id
+    revision: str | None = MISSING  # None: the newest
+    folders: list[str] = MISSING  # of the repository: where the splits' files lie
+    train_split: str = MISSING
+    heldout_split: str = MISSING
+    columns: list[str] = MISSING
+    path: str | None = MISSING  # a local copy; None: the hub's cache, then the hub
+    train: int | None = MISSING
+    heldout: int = MISSING
     max_prompt_tokens: int | None = MISSING
     max_completion_tokens: int | None = MISSING
 
@@ -281,3 +297,4 @@ class Experiment:
     device: str = MISSING
     dtype: str = MISSING
     tracker: str = MISSING
+    reward_seconds: float | None = MISSING

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -134,13 +134,18 @@ def _reward_key(experiment: Experiment, policy: Policy, data: Data) -> str:
     assert experiment.reward.learned is not None
     parts = {
         "learned": asdict(experiment.reward.learned),
-        "model": asdict(experiment.model),
+        "model": _model_settings(asdict(experiment.model)),
         "start": policy.fingerprint,
         "data": data.fingerprint,
         "dtype": str(next(policy.reference.parameters()).dtype),
         "seed": experiment.seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _model_settings(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What was so before there was a choice is left out: reward models older than it are found again."""
+    return {key: value for key, value in model.items() if (key, value) != ("quant", None)}
 
 
 def _finished(path: Path) -> bool:
@@ -162,6 +167,6 @@ def _check_given(path: Path, experiment: Experiment) -> None:
         raise ModelError(f"reward.learned.run={path}: it is a run of algo={algo.get('name')}, not algo=reward")
     if run.state != "finished":
         raise ModelError(f"reward.learned.run={path}: the run is {run.state}, not finished")
-    if model != asdict(experiment.model):
+    if _model_settings(model) != _model_settings(asdict(experiment.model)):
         raise ModelError(f"reward.learned.run={path}: it was trained with other model settings "
                          f"({model.get('name')}); they must be the experiment's own")  # fmt: skip

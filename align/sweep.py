@@ -26,6 +26,7 @@ from rich.text import Text
 
 from align.jobs import INTERRUPTED, Job, record, records
 from align.refusals import ConfigError, need
+from align.report.text import complain, one_line
 from align.runs import RunError, read, write_text
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -54,7 +55,7 @@ class Begin(Callback):
             swept = [o.get_key_element() for o in overrides.values() if o.is_sweep_override()]
             make_folder(folder, {"jobs": jobs, "swept": swept, "overrides": given})
         except (ConfigError, HydraException) as error:  # Hydra makes a callback's exception a warning; an exit passes
-            print(f"error: {error}", file=sys.stderr)
+            complain(error)
             sys.exit(1)
         FOLDERS.append(folder)
 
@@ -112,7 +113,7 @@ def ending() -> Iterator[None]:
         if not FOLDERS or not records(FOLDERS[0]):  # Hydra refused the command line
             raise
         jobs = settle(FOLDERS[0], 2, "its process ended without a word")
-        print(f"error: the sweep was broken off: {type(error).__name__}: {error}", file=sys.stderr)
+        complain(f"the sweep was broken off: {type(error).__name__}: {error}")
         sys.exit(max(close(FOLDERS[0], jobs), 1))
     if FOLDERS:
         sys.exit(close(FOLDERS[0], records(FOLDERS[0])))
@@ -137,7 +138,7 @@ def close(folder: Path, jobs: Sequence[Job]) -> int:
         print(compare(runs, folder))
     except Exception as error:  # the jobs are done, and their exit code is what the caller waits for
         traceback.print_exc()
-        print(f"error: the comparison failed: {error}; records are in {folder / 'jobs'}", file=sys.stderr)
+        complain(f"the comparison failed: {error}; records are in {folder / 'jobs'}")
         return max(code, 2)
     return code
 
@@ -151,8 +152,6 @@ def exit_code(jobs: Sequence[Job]) -> int:
 
 def show(folder: Path, jobs: Sequence[Job]) -> None:
     """Job, what sets it apart, how it ended, and its run directory or the first line of its error."""
-    from align.report.text import one_line
-
     swept = json.loads((folder / "sweep.json").read_text("utf-8"))["swept"]
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
     for name in ("job", "overrides", "ended", "run directory, or what was wrong"):

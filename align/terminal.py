@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from align.report.text import visible
+
 # Shown beside the bar when a row has them, in this order: short name, format, keys (the first one present is taken).
 SHOWN = (
     ("reward", "{:.3g}", ("reward/mean", "reward/proxy")),
@@ -46,10 +48,10 @@ class Terminal:
         self.task = self.progress.add_task("probe", total=steps, shown="")
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(visible(text), markup=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
-        self.console.print(self.title, markup=False, soft_wrap=True)
+        self.note(self.title)
         self.progress.start()
         return self
 

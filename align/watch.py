@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
+from align.report.text import complain, one_line
 from align.runs import RunError
 from align.watch_view import one_run, sweep
 from align.watched import Watched, find
@@ -80,14 +82,16 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], bool]:
     """Command line -> paths, and whether to look once. Raises RunError naming what is wrong."""
     paths, once = [], False
     for argument in arguments:
-        if Path(argument).exists():
+        if os.path.exists(argument):  # Path.exists would raise for a name that no file can have
             paths.append(Path(argument))
         elif argument in ("once=true", "once=false"):
             once = argument == "once=true"
         elif argument.startswith("-") or "=" in argument:
-            raise RunError(f"{argument}: not understood; arguments are run directories and once=true (see --help)")
+            raise RunError(
+                f"{one_line(argument)}: not understood; arguments are run directories and once=true (see --help)"
+            )
         else:
-            raise RunError(f"{argument}: no such run directory")
+            raise RunError(f"{one_line(argument)}: no such run directory")
     if not paths:
         raise RunError("name at least one run directory: python -m align.watch RUN_DIR... [once=true]")
     return paths, once
@@ -101,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
         paths, once = parse(arguments)
         watch(paths, Console(highlight=False), once)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
     except KeyboardInterrupt:  # how one leaves
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if not values:
         return ""
     low, high = min(values), max(values)
-    if high == low:
+    if high == low or not math.isfinite(high - low):
         return BLOCKS[3] * len(values)
     return "".join(BLOCKS[min(7, int(8 * (value - low) / (high - low)))] for value in values)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from align import runs
 from align.locks import held
+from align.strict_json import parsed
 
 WINDOW = 20  # rows that speed and time left are taken from
 SILENCE = 5.0  # seconds without a new row after which somebody should look whether the run still lives
@@ -32,7 +32,7 @@ class Tail:
             with self.path.open("rb") as file:
                 file.seek(self._end - len(self._mark))
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:  # not there yet, or nothing that can be read
             data = b""
         if not data.startswith(self._mark):  # shorter, or cut back and grown again
             self.rows, self._end, self._mark = [], 0, b""
@@ -43,10 +43,10 @@ class Tail:
             return False
         for line in whole[len(self._mark) :].decode("utf-8", errors="replace").splitlines():
             try:
-                row = json.loads(line)
+                row = parsed(line)
             except ValueError:
                 continue  # a torn line that a killed writer left, and another went on after
-            if isinstance(row, dict):
+            if isinstance(row, dict) and (self.path.name != runs.LINES[0] or not runs.odd_part(row)):
                 self.rows.append(row)
         self._end += len(whole) - len(self._mark)
         self._mark = whole[-MARK:]
@@ -67,7 +67,7 @@ class Watched:
         self.metrics.poll()
         self.events.poll()
         before, status = self.state, _object(self.path / "status.json")
-        self.state, self.error = str(status.get("state", "unknown")), str(status.get("error", ""))
+        self.state, self.error = runs.state_of(status), str(status.get("error", ""))
         if self.state not in ("running", "unknown") or self.age < SILENCE:
             return
         if before == STOPPED:
@@ -79,7 +79,7 @@ class Watched:
         self._looked = time.monotonic()
         if not held(self.path):
             time.sleep(0.05)  # a run lets go of its lock just before it says how it ended
-            if str(_object(self.path / "status.json").get("state", "unknown")) in ("running", "unknown"):
+            if runs.state_of(_object(self.path / "status.json")) in ("running", "unknown"):
                 self.state = STOPPED
 
     @property
@@ -151,7 +151,7 @@ def is_run(path: Path) -> bool:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parsed(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

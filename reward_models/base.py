@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+AGAIN = 1.0  # second: for a function that catches every exception
 RewardSource = Callable[[Sequence["Sample"]], Sequence[float]]
 
 
@@ -62,6 +65,33 @@ def evaluate(name: str, source: RewardSource, samples: Sequence[Sample], *, fini
     if len(values) != len(samples):
         raise RewardError(f"reward '{name}' returned {len(values)} values for {len(samples)} completions")
     return [_checked(name, value, sample, finite) for value, sample in zip(values, samples, strict=True)]
+
+
+def within(seconds: float | None, name: str, source: RewardSource) -> RewardSource:
+    """The source, given up with a RewardError when it has not returned after so many seconds.
+
+    By an alarm, which Python code, a wait for a server and a regular expression hear, and a long computation in C does
+    not. Without a limit where there are no alarms: on Windows, and outside the main thread.
+    """
+    if seconds is None or not hasattr(signal, "setitimer"):
+        return source
+
+    def limited(samples: Sequence[Sample]) -> Sequence[float]:
+        def give_up(*_: Any) -> None:
+            raise RewardError(f"reward '{name}' did not return within {seconds:g} s for {len(samples)} completions "
+                              "(reward_seconds)")  # fmt: skip
+
+        if threading.current_thread() is not threading.main_thread():
+            return source(samples)
+        before = signal.signal(signal.SIGALRM, give_up)
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+        try:
+            return source(samples)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return limited
 
 
 def _checked(name: str, value: Any, sample: Sample, finite: bool) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _TERM = re.compile(
-    r"\s*(?P<sign>[+-])?\s*(?:(?P<weight>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*\*\s*)?"
+    r"\s*(?:(?P<sign>[+-])\s*)?(?:(?P<weight>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*\*\s*)?"
     r"(?P<name>[A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)\s*"
 )
 
@@ -26,6 +27,8 @@ def parse(formula: str) -> dict[str, float]:
         if match["name"] in weights:
             raise ValueError(f"{match['name']!r} stands twice; add its weights up")
         weight = float(match["weight"] or 1.0)
+        if math.isinf(weight):
+            raise ValueError(f"the weight of {match['name']} is too large a number")
         weights[match["name"]] = -weight if match["sign"] == "-" else weight
         position = match.end()
     if not weights:

@@ -67,7 +67,8 @@ def terminated(samples: Sequence[Sample]) -> list[float]:
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 _BULLET = re.compile(r"[ \t]*(?:[-*•‣–]|[0-9]{1,3}[.)])[ \t]+\S")
-_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]*]*\s+(?=\S)")
+# Behind the first mark of a run alone: tried at each of n marks, n of them would take n^2 steps.
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]+[\"'”’)\]*]*\s+(?=\S)")
 _ABBREVIATIONS = {"e.g", "i.e", "dr", "mr", "mrs", "ms", "st", "vs", "u.s", "no", "approx"}
 _YES_NO = re.compile(r"[\s\"'“*_#]*(?P<answer>yes|no)\b(?!\s+(?:one|matter|doubt|or|and)\b)", re.IGNORECASE)
 _CLOSING = "\"'”’)]}*_` \t\r\n"

@@ -15,6 +15,7 @@ from align.bench.settings import Bench, settings
 from align.bench.summary import summarise
 from align.bench.table import note, table
 from align.refusals import ConfigError
+from align.report.text import complain
 
 HELP = """\
 usage: python -m align.bench [key=value]...
@@ -71,10 +72,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         bench(settings(arguments), arguments)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
     except WorkerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

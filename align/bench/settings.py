@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
+from align.compose import CONF, composed
 from align.config import check
 from align.refusals import ConfigError, one_of, positive, refuse_unknown
-from align.run import CONF
 from align.schema import Experiment
 
 FILE = CONF / "bench" / "default.yaml"
@@ -94,11 +91,7 @@ def experiment(bench: Bench, work: Work) -> Experiment:
     """The run that this project's side of a row is a part of. Raises ConfigError."""
     overrides = [f"model={bench.model}", f"dtype={bench.dtype}", f"device={bench.device}", "tracker=none",
                  f"steps={bench.all_steps}", *work.ours]  # fmt: skip
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return check(compose("run", overrides=overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).strip()) from None
+    return check(composed(overrides))
 
 
 def _work(name: str, row: Mapping[str, Any]) -> Work:

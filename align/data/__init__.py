@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from align.data import annotator, arithmetic, jsonl
+from align.data import annotator, arithmetic, jsonl, sets
 from align.data.annotator import Pool
 from align.data.dataset import Data
 from align.data.errors import DataError
@@ -19,8 +19,8 @@ PoolProvider = Callable[[Any], Pool]  # the annotator's config -> a pool from th
 def load(cfg: Any, tokenizer: Any | None, seed: int, pool_provider: PoolProvider | None) -> Data:
     """Data of the group `data`. Raises DataError.
 
-    tokenizer      counts tokens for data=jsonl's limits; the other kinds do not look at it
-    seed           draws the training problems of data=arithmetic where it has more than asked for. Held-out data never
+    tokenizer      counts tokens for the limits of data=jsonl and of sets of the hub; the other kinds do not look at it
+    seed           draws what is trained on where data=arithmetic or a set has more than asked for. Held-out data never
                    depends on it, and labels have a seed of their own (data.labels.seed)
     pool_provider  gives data=annotator its pool when data.pool.path is null
     """
@@ -28,6 +28,7 @@ def load(cfg: Any, tokenizer: Any | None, seed: int, pool_provider: PoolProvider
         "annotator": lambda: annotator.build(cfg, find_pool(cfg, pool_provider)),
         "arithmetic": lambda: arithmetic.load(cfg, seed),
         "jsonl": lambda: jsonl.load(cfg, tokenizer),
+        "hub": lambda: sets.load(cfg, tokenizer, seed),
     }
     if cfg.kind not in loaders:
         raise DataError(f"data.kind={cfg.kind!r}: must be one of {', '.join(loaders)}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.data.errors import DataError
+from align.data.errors import DataError, RowError
 
 MAX_LINE_BYTES = 4 * 1024 * 1024  # a conversation of a million tokens; beyond it the file is no .jsonl
 BOM = b"\xef\xbb\xbf"
@@ -24,14 +24,16 @@ SIGNATURES = {
 
 @dataclass(frozen=True)
 class Place:
-    """A line of a file, for error messages."""
+    """A line of a file or a row of a set, for error messages."""
 
-    path: Path
+    path: Path | str
     line: int
+    unit: str = "line"
 
-    def error(self, field: str | None, found: str, expected: str) -> DataError:
-        where = f"{self.path}, line {self.line}" + (f", field '{field}'" if field else "")
-        return DataError(f"{where}: found {found}; expected {expected}")
+    def error(self, field: str | None, found: str, expected: str, kind: str | None = None) -> RowError:
+        """`kind`: what was expected, where `expected` says more than that and differs from row to row."""
+        where = f"{self.path}, {self.unit} {self.line}" + (f", field '{field}'" if field else "")
+        return RowError(f"{where}: found {found}; expected {expected}", kind or expected)
 
 
 def show(value: Any, width: int = 60) -> str:
@@ -40,6 +42,12 @@ def show(value: Any, width: int = 60) -> str:
     text = json.dumps(value)
     kind = names.get(type(value), "the number")
     return kind if value is None else f"{kind} {text if len(text) <= width else text[:width] + '...'}"
+
+
+def listed(fields: Iterable[str], width: int = 300) -> str:
+    """Field names as an error message lists them: quoted where they are not plain text, and as many as fit."""
+    text = ", ".join(name if name.strip() and name.isprintable() else json.dumps(name) for name in sorted(fields))
+    return text if len(text) <= width else text[:width] + "..."
 
 
 def objects(path: Path, seen: Callable[[bytes], Any]) -> Iterator[tuple[Place, dict[str, Any]]]:

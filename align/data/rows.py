@@ -1,4 +1,4 @@
-"""One line of a .jsonl file as an example: which of three formats it is, and whether its fields are what they must be.
+"""One line of a .jsonl file, or row of a set, as an example: which of three formats it is, and whether its fields fit.
 
 preference      prompt, chosen, rejected     strings or chat turns; the prompt may also be what both begin with
 demonstration   prompt, response
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.data.lines import Place, show
+from align.data.lines import Place, listed, show
 from reward_models.verifiers import find_last_integer
 
 FORMATS = {
@@ -44,7 +44,7 @@ def format_of(place: Place, row: Mapping[str, Any]) -> str:
     if len(found) == 1:
         return found[0]
     options = "; or ".join(", ".join(fields) for fields in FORMATS.values())
-    has = f"the fields {', '.join(sorted(row))}" if row else "an empty object"
+    has = f"the fields {listed(row)}" if row else "an empty object"
     raise place.error(None, has if not found else f"{has}, of two formats at once", options)
 
 
@@ -91,7 +91,8 @@ def _question(place: Place, row: Mapping[str, Any]) -> Row:
         raise place.error("answer", show(answer), "the reasoning, then #### and the final integer (as in GSM8K)")
     plain = final.strip().replace("$", "").replace(",", "")
     number = find_last_integer(plain)
-    if number is None or not re.fullmatch(rf"{re.escape(number)}(\.0+)?", plain) or len(number) > MAX_DIGITS:
+    # the length first: a pattern of a million digits takes seconds to compile
+    if number is None or len(number) > MAX_DIGITS or not re.fullmatch(rf"{re.escape(number)}(\.0+)?", plain):
         raise place.error("answer", f"{show(final.strip())} after ####", f"an integer of at most {MAX_DIGITS} digits")
     # <<3+4=7>> are GSM8K's calculator notes, not text to imitate.
     shown = re.sub(r"<<[^<>]*>>", "", rationale).strip()
@@ -170,7 +171,7 @@ def _transcript(place: Place, field: str, text: str) -> tuple[Turn, ...]:
 
 def _get(place: Place, row: Mapping[str, Any], field: str) -> Any:
     if field not in row:
-        raise place.error(field, f"no such field among {', '.join(sorted(row))}", CHAT)
+        raise place.error(field, f"no such field among {listed(row)}", CHAT)
     return row[field]
 
 

@@ -12,6 +12,7 @@ from align.memory.calcs import CALCS
 from align.memory.report import sheet
 from align.memory.sheets import Sheet
 from align.refusals import ConfigError, one_of
+from align.report.text import complain
 
 HELP = """\
 usage: python -m align.memory [model=NAME] [key=value]...
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         answer(arguments).print(Console(highlight=False, width=None if sys.stdout.isatty() else 120))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
     return 0
 

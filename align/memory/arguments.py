@@ -9,16 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from align.compose import CONF, composed
 from align.config import check
 from align.memory.dimensions import Dimensions, load
 from align.memory.place import Place, bytes_of
-from align.refusals import ConfigError, refuse_unknown
-from align.run import CONF
+from align.refusals import ConfigError, refuse_unknown, shown
 from align.schema import Experiment
 
 GROUPS = ("algo", "model", "data", "reward", "probe", "sampling")
@@ -32,9 +29,9 @@ def split(arguments: Sequence[str]) -> dict[str, str]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not key or argument.startswith("-"):
-            raise ConfigError(f"{argument}: not understood; arguments are key=value (see --help)")
+            raise ConfigError(f"{shown(argument)}: not understood; arguments are key=value (see --help)")
         if key in found:
-            raise ConfigError(f"{argument}: {key} is given twice; keep one")
+            raise ConfigError(f"{shown(argument)}: {shown(key)} is given twice; keep one")
         found[key] = value
     return found
 
@@ -52,7 +49,7 @@ def typed(key: str, value: str, kind: Any) -> Any:
     except ValueError:
         found = math.nan
     if isinstance(found, float) and not math.isfinite(found):
-        raise ConfigError(f"{key}={value}: must be {KINDS[wanted]}")
+        raise ConfigError(f"{key}={shown(value)}: must be {KINDS[wanted]}")
     return found
 
 
@@ -72,13 +69,13 @@ def experiment_of(given: Mapping[str, str]) -> tuple[Experiment, Dimensions, Pla
     shape = load(name)
     for key, fix in (("device", "gpus=0 is a CPU, gpus=1 a GPU"), ("model.path", "model= takes a folder too")):
         if key in given:
-            raise ConfigError(f"{key}={given[key]}: not asked for here; {fix}")
+            raise ConfigError(f"{key}={shown(given[key])}: not asked for here; {fix}")
     refuse_unknown({key: v for key, v in given.items() if "." not in key},
                    [*PLACE, "calc", *(field.name for field in fields(Experiment))], "")  # fmt: skip
     # What a model's file says beside its name is about LoRA, and the same for all.
     file = name if (CONF / "model" / f"{name}.yaml").is_file() else "smollm2-135m"
     _refuse_unknown_dotted(given)
-    experiment = _composed([f"model={file}", *(f"{key}={value}" for key, value in given.items())])
+    experiment = check(composed([f"model={file}", *(f"{key}={value}" for key, value in given.items())]))
     lora = experiment.model.lora
     if lora and (lora.dropout or lora.dora):
         raise ConfigError("model.lora: with dropout or DoRA a layer takes PEFT's own path, whose memory is not counted "
@@ -95,25 +92,13 @@ def experiment_of(given: Mapping[str, str]) -> tuple[Experiment, Dimensions, Pla
     return experiment, shape, place
 
 
-def _composed(overrides: Sequence[str]) -> Experiment:
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return check(compose("run", overrides=list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).strip()) from None
-
-
 def _refuse_unknown_dotted(given: Mapping[str, str]) -> None:
     """Hydra would advise `+key=value` for a key that does not exist."""
     groups = [f"{key}={value}" for key, value in given.items() if key in GROUPS]
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed: Any = OmegaConf.to_container(compose("run", overrides=groups), resolve=False)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).strip()) from None
+    settings: Any = OmegaConf.to_container(composed(groups), resolve=False)
     for key, value in given.items():
         *path, last = key.split(".")
-        node = composed
+        node = settings
         for part in path:
             node = node.get(part, {}) if isinstance(node, dict) else {}
         if path and isinstance(node, dict):

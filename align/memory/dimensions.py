@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from align.refusals import ConfigError, one_of
+from align.refusals import ConfigError, one_of, shown
 from align.run import CONF
 
 FILE = CONF / "memory" / "models.yaml"
@@ -132,17 +133,17 @@ def load(name: str) -> Dimensions:
     table = known()
     if name in table:
         return of_config(name, table[name])
-    file = Path(name).expanduser() / "config.json"
-    if file.is_file():
+    file = Path(os.path.expanduser(name)) / "config.json"
+    if os.path.isfile(file):  # Path.is_file would raise for a name that no file can have
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"model={name}: {file} cannot be read: {error}") from None
+            raise ConfigError(f"model={shown(name)}: {file} cannot be read: {error}") from None
         if not isinstance(config, dict):
-            raise ConfigError(f"model={name}: {file} is not the config of a model")
+            raise ConfigError(f"model={shown(name)}: {file} is not the config of a model")
         return of_config(name, config)
     if "/" in name:
-        raise ConfigError(f"model={name}: there is no {file}; give a folder with a config.json or one of "
+        raise ConfigError(f"model={shown(name)}: there is no {file}; give a folder with a config.json or one of "
                           f"{', '.join(table)}")  # fmt: skip
     one_of(name, list(table), "model")
     raise AssertionError(name)
@@ -151,13 +152,15 @@ def load(name: str) -> Dimensions:
 def of_config(name: str, config: Mapping[str, Any]) -> Dimensions:
     """From what a config.json says. Raises ConfigError."""
     model_type = config.get("model_type")
-    one_of(model_type, list(FAMILIES), f"model={name}: model_type")
+    one_of(model_type, list(FAMILIES), f"model={shown(name)}: model_type")
     family = FAMILIES[str(model_type)]
     width = "intermediate_size" if family.gated else "ffn_dim"
     needed = ("num_hidden_layers", "hidden_size", width, "num_attention_heads", "vocab_size")
     for key in needed:
         if type(config.get(key)) is not int or config[key] < 1:
-            raise ConfigError(f"model={name}: {key}={config.get(key)}: its config.json must have a whole number >= 1")
+            raise ConfigError(
+                f"model={shown(name)}: {key}={config.get(key)}: its config.json must have a whole number >= 1"
+            )
     layers, hidden, intermediate, heads, vocab = (config[key] for key in needed)
     return Dimensions(
         name=name, model_type=str(model_type), layers=layers, hidden=hidden, intermediate=intermediate, heads=heads,

@@ -105,8 +105,12 @@ def _adapters(e: Experiment, shape: Dimensions, how: Training, place: Place) -> 
     idle = 1 if e.algo.kind in ("reward", "best_of_n", "tempered") else 0  # the policy's adapter, which nobody trains
     R, split = shape.adapter(how.rank, how.targets), place.split
     names = ", ".join((*found.trained, *found.frozen))
+    packed = (
+        0 if e.model.quant is None else shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears)
+    )
+    base = (shape.parameters - packed) * place.number + packed * states.FOUR_BITS
     return [
-        Part("base weights", place.share(shape.parameters * place.number, split.weights), f"one for {names}"),
+        Part("base weights", place.share(base, split.weights), f"one for {names}"),
         Part("adapters", place.share((trained + asked + idle) * R * WIDE, split.weights),
              f"{R:,} parameters each, float32"),
         Part("gradients", place.share(trained * R * WIDE, split.gradients), "of adapters that are trained"),
@@ -137,7 +141,7 @@ def _sampling_copy(e: Experiment, shape: Dimensions, how: Training, place: Place
     size = 0
     for linear in shape.linears:
         copied = not unmerged if linear.name in merged else relaid or linear.name in side_by_side
-        size += linear.inputs * linear.outputs * copied
+        size += linear.inputs * linear.outputs * (copied and e.model.quant is None)
     weights = shape.layers * size + (shape.embedding if relaid else 0)
     return [Part("sampling copy", weights * place.number, f"merged linear layers; {UNSHARED}")]
 

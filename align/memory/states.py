@@ -7,6 +7,8 @@ from typing import NamedTuple
 WEIGHT, GRADIENT, OPTIMIZER = 2, 2, 12  # bytes a parameter: 16 bits; 16 bits; float32 copy and Adam's two moments
 TRAINED = WEIGHT + GRADIENT + OPTIMIZER
 FROZEN = WEIGHT
+# 4 bits; 8 for the scale of each block of 64, 32 for that of 256 scales (arXiv:2305.14314, section 3)
+FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 STAGES = (0, 1, 2, 3)
 
 

@@ -15,7 +15,7 @@ from align.locks import held
 from align.report.text import config_value, one_line
 
 # Where a run is written and who watches it is no part of the experiment.
-NOT_THE_EXPERIMENT = ("seed", "run_dir", "runs_root", "tracker", "resume", "checkpoint")
+NOT_THE_EXPERIMENT = ("seed", "run_dir", "runs_root", "tracker", "resume", "checkpoint", "reward_seconds")
 # algo.kind of what trains nothing: the start model sampled differently. Their steps are n or temperatures.
 BEST_OF_N, TEMPERED = "best_of_n", "tempered"
 # Differences are told in this order, the science first; then the rest; last what changes speed and rounding alone.
@@ -80,7 +80,7 @@ class Arm:
     def setting(self, step: int) -> str:
         """What a baseline's step stands for: "n=4", "T=0.7", "T=0.7, p=0.9"."""
         if self.kind == BEST_OF_N:
-            return f"n={2**step}"
+            return f"n={2**step}" if step < 64 else f"n=2^{step}"  # of a damaged run: it never draws so many
         temperature, top_p = max(
             run.sharpness(step) for run in self.seeds
         )  # of one arm all that got there have the same
@@ -209,7 +209,7 @@ def _load(path: Path) -> SeedRun:
         record = runs.read(path, samples=True)
     except runs.RunError:
         raise
-    except (ValueError, OSError, AttributeError) as error:  # a status.json cut in half, a file without permission
+    except OSError as error:  # a folder without permission
         raise runs.RunError(f"{path} is damaged: {error}") from error
     for name, value in (("config.yaml", record.config), ("meta.json", record.meta)):
         if not isinstance(value, Mapping):
@@ -221,8 +221,11 @@ def _load(path: Path) -> SeedRun:
         probes[row["step"]] = row
     samples: dict[int, dict[tuple[str, int], Mapping[str, Any]]] = {}
     for row in record.samples:
+        sample = row.get("sample") or 0
+        if type(sample) is not int:
+            raise runs.RunError(f"{path / 'samples.jsonl'}: a row with sample={sample!r}, expected a whole number")
         if isinstance(row.get("step"), int):
-            samples.setdefault(row["step"], {})[str(row.get("prompt_id")), row.get("sample") or 0] = row
+            samples.setdefault(row["step"], {})[str(row.get("prompt_id")), sample] = row
     wanted = {0, max(samples, default=0), max(probes, default=0)}
     # killed, or its machine went down: nobody holds the lock of a run that says it is running
     state = "stopped" if record.state == "running" and not held(path) else record.state

@@ -37,7 +37,7 @@ def unequal_starts(arms: Sequence[Arm]) -> list[str]:
 def _comparable(arms: Sequence[Arm], key: str) -> list[Members]:
     """Who should agree on a fingerprint: all runs, or all runs of one seed when it varies within an arm."""
     members = _members(arms)
-    if all(len({run.record.meta.get(key) for run in arm.seeds}) == 1 for arm in arms):
+    if all(len({str(run.record.meta.get(key)) for run in arm.seeds}) == 1 for arm in arms):
         return [members]
     return list(_holders(members, lambda run: run.seed).values())
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
+
+from align.refusals import on_one_line
 
 MISSING = "–"
 # Control characters become their pictures (ESC is ␛), so that no completion can steer a terminal or break an SVG file.
@@ -19,8 +22,13 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def complain(message: object) -> None:
+    """What is wrong, on stderr. A message may quote what a file or a model said."""
+    print(f"error: {visible(str(message))}", file=sys.stderr)
+
+
 def one_line(text: str) -> str:
-    return " ".join(visible(text).split())
+    return on_one_line(visible(text))
 
 
 def config_value(value: Any) -> str:

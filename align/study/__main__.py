@@ -5,7 +5,6 @@ Exit codes: 0 done, whatever the verdict; 1 wrong input; 2 a run failed; 130 int
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,10 @@ from rich.console import Console
 from rich.text import Text
 
 from align.compare import remove_stale
-from align.refusals import ConfigError, need
+from align.refusals import ConfigError, need, reachable
 from align.report import figures, tables
 from align.report.metrics import kl_metric
-from align.report.text import visible
+from align.report.text import complain, visible
 from align.run import USER_ERRORS
 from align.runs import RunError, write_text
 from align.study import ends, engine, exact, measured, page, panels, record, spec, values, verdict
@@ -84,6 +83,8 @@ def listing() -> None:
 def conduct(options: Options) -> int:
     """Carry a study out; the exit code."""
     assert options.study is not None
+    for key in ("out", "runs_root"):
+        reachable(key, getattr(options, key))
     study = spec.load(spec.find(options.study))
     out = Path(options.out).expanduser() / study.name
     if study.kind == "exact":
@@ -95,8 +96,8 @@ def conduct(options: Options) -> int:
 
 
 def _exact(study: Study, out: Path) -> None:
-    if record.stands(out, study, exact.source(study)):
-        _say(_kept(out)[0], "", out)
+    if kept := record.standing(out, study, exact.source(study)):
+        _say(kept[0], "", out)
         return
     computed = exact.compute(study)
     with _writing(out):
@@ -109,7 +110,7 @@ def _exact(study: Study, out: Path) -> None:
 def _armed(study: Study, options: Options, out: Path) -> int:
     tier = options.tier or next(iter(study.tiers or {}))
     chosen = engine.plan(study, tier, _seeds(options.seeds), options.extra, Path(options.runs_root).expanduser())
-    need(options.jobs.isdecimal() and int(options.jobs) > 0, "jobs", options.jobs, "must be a whole number above 0")
+    need(_whole(options.jobs) and int(options.jobs) > 0, "jobs", options.jobs, "must be a whole number above 0")
     if study.kind == "measured":
         need(options.jobs == "1", "jobs", options.jobs, "the study is measured in this process; leave it out")
         _measured(chosen, out)
@@ -118,7 +119,7 @@ def _armed(study: Study, options: Options, out: Path) -> int:
     failed = engine.carry_out(tasks, int(options.jobs), out / "logs")
     if failed:
         many = f"{len(failed)} of {len(tasks)} runs"
-        print(f"error: {many} failed, so there is no verdict; the same command tries them again", file=sys.stderr)
+        complain(f"{many} failed, so there is no verdict; the same command tries them again")
         return engine.worst(failed)
     paths = [path for task in tasks if (path := engine.finished(task))]
     _conclude(chosen, verdict.read_arms(tasks, paths), out, None)
@@ -127,9 +128,9 @@ def _armed(study: Study, options: Options, out: Path) -> int:
 
 def _measured(chosen: engine.Plan, out: Path) -> None:
     source = measured.source(chosen)
-    if record.stands(out, chosen.study, source):
-        kept, screen = _kept(out)
-        _say_of(chosen.study, kept, out, screen)
+    if kept := record.standing(out, chosen.study, source):
+        found, screen = kept
+        _say_of(chosen.study, found, out, screen)
     else:
         _conclude(chosen, measured.measure(chosen, engine.expand(chosen)), out, source)
 
@@ -179,12 +180,6 @@ def _writing(out: Path) -> Iterator[None]:
         raise RunError(f"out={out} cannot be written: {error.strerror or error}") from error
 
 
-def _kept(out: Path) -> tuple[Verdict, bool]:
-    """The verdict that stands there, and whether it is a screen's."""
-    kept = json.loads((out / "verdict.json").read_text("utf-8"))
-    return Verdict(**{key: kept[key] for key in Verdict.__dataclass_fields__}), kept.get("screen", False)
-
-
 def _say_of(study: Study, found: Verdict, out: Path, screen: bool) -> None:
     assert study.primary is not None
     _say(found, page.sentence(found, verdict.metric_of(study.primary.metric)), out, screen)
@@ -197,11 +192,15 @@ def _say(found: Verdict, sentence: str, out: Path, screen: bool = False) -> None
     print(f"{out / 'verdict.json'}\n{out / 'index.html'}")
 
 
+def _whole(text: str) -> bool:
+    return text.isdecimal() and len(text) <= len(str(2**32))
+
+
 def _seeds(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = text.split(",")
-    need(all(part.isdecimal() for part in parts), "seeds", text, "must be whole numbers with commas: seeds=0,1,2")
+    need(all(map(_whole, parts)), "seeds", text, "must be whole numbers with commas: seeds=0,1,2")
     return values.seed_list([int(part) for part in parts])
 
 
@@ -216,17 +215,17 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         return conduct(options)
     except (ConfigError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on and skips what is finished", file=sys.stderr)
         return 130
     except Exception as error:
         if {kind.__name__ for kind in type(error).__mro__} & {*USER_ERRORS}:  # of modules that take seconds to import
-            print(f"error: {error}", file=sys.stderr)
+            complain(error)
             return 1
         traceback.print_exc()
-        print(f"error: the study failed: {type(error).__name__}: {error}", file=sys.stderr)
+        complain(f"the study failed: {type(error).__name__}: {error}")
         return 2
 
 

@@ -14,16 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
+from align.compose import composed
 from align.config import check, config_hash, plain
 from align.jobs import INTERRUPTED, ending_signals_interrupt, exit_code, interrupt, start_child
 from align.locks import held
 from align.places import place
 from align.refusals import ConfigError, need, one_of
-from align.run import CONF
 from align.schema import Experiment
 from align.study import settings
 from align.study.settings import Settings
@@ -99,10 +95,9 @@ def expand(chosen: Plan) -> list[Task]:
     """Every run of a study, checked. Raises ConfigError naming the arm before anything is run."""
     study, made = chosen.study, []
     assert study.overrides is not None and study.tiers is not None
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for arm, own in study.overrides.items():
-            overrides = merged(study.base, study.tiers[chosen.tier], own, chosen.extra)
-            made += list(_tasks(arm, overrides, chosen))
+    for arm, own in study.overrides.items():
+        overrides = merged(study.base, study.tiers[chosen.tier], own, chosen.extra)
+        made += list(_tasks(arm, overrides, chosen))
     _refuse_same(made)
     units = [
         *(c.of for c in (study.primary, *(study.secondary or {}).values()) if c),
@@ -124,15 +119,15 @@ def _tasks(arm: str, overrides: tuple[str, ...], chosen: Plan) -> Iterator[Task]
     runs, given = settings.split(module, overrides) if module else (overrides, ())
     try:
         own = settings.read(module, given) if module else None
-        cfg = compose("run", overrides=list(runs))
+        cfg = composed(runs)
         for seed in chosen.seeds_of(arm):
             cfg.seed, cfg.runs_root, cfg.resume = seed, str(chosen.runs_root), True
             experiment = check(cfg)
             if own is not None:
                 own.fits(experiment)
             yield Task(arm, seed, overrides, experiment, own)
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"arm {arm}: {str(error).strip()}") from None
+    except ConfigError as error:
+        raise ConfigError(f"arm {arm}: {error}") from None
 
 
 def _refuse_same(tasks: Sequence[Task]) -> None:

@@ -9,13 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import align
 from align.report.arms import Arm
 from align.report.stats import at_step
 from align.study.engine import Plan
-from align.study.rules import Verdict
+from align.study.rules import OUTCOMES, Verdict
 from align.study.spec import Study
 from align.study.verdict import Found, Judged
 
@@ -43,14 +43,19 @@ def as_json(study: Study, verdict: Verdict, details: Mapping[str, Any]) -> str:
     return json.dumps(_rounded(about), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def stands(out: Path, study: Study, source: str) -> bool:
-    """Whether verdict.json, the last that is written, is of this study as declared and of this source, with its page:
-    nothing has to be computed again."""
+def standing(out: Path, study: Study, source: str) -> tuple[Verdict, bool] | None:
+    """The verdict of verdict.json, the last that is written, and whether it is a screen's: where it is whole, of this
+    study as declared and of this source, with its page. None: it has to be computed."""
     try:
         kept = json.loads((out / "verdict.json").read_text("utf-8"))
-        return (out / "index.html").is_file() and (kept["declared"], kept["source"]) == (study.declared, source)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        same = (kept["declared"], kept["source"]) == (study.declared, source)
+        found = {key: kept[key] for key in Verdict.__dataclass_fields__}
+        whole = all(isinstance(found[key], kind) for key, kind in get_type_hints(Verdict).items())
+        if not (same and whole and found["outcome"] in OUTCOMES and (out / "index.html").is_file()):
+            return None
+        return Verdict(**found), kept.get("screen", False) is True
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _details(found: Found) -> dict[str, Any]:

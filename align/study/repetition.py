@@ -23,7 +23,8 @@ from align.data.annotator import Pool, answers_to, pool_prompts
 from align.data.dataset import digest
 from align.forward import Batch, Scorer, score
 from align.maths.text import repeated
-from align.models import Policy, right_pad
+from align.models import Policy
+from align.packing import right_pad
 from align.refusals import need
 from align.report.arms import SeedRun
 from align.seeds import derive

@@ -26,6 +26,7 @@ from align.study.power import would_settle
 
 CONFIRMED, REVERSED, EQUIVALENT = "CONFIRMED", "REVERSED", "EQUIVALENT"
 INCONCLUSIVE, INVALID = "INCONCLUSIVE", "INVALID"
+OUTCOMES = (CONFIRMED, REVERSED, EQUIVALENT, INCONCLUSIVE, INVALID)
 ALPHA, TOST = 0.05, 0.90
 ENOUGH_SEEDS = 5  # with fewer the bootstrap under-covers, and three of three agree in sign by chance once in four times
 DOSE_LEVELS, PERMUTATIONS = 4, 20_000

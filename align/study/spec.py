@@ -44,8 +44,8 @@ from typing import Any
 
 import yaml
 
-from align.refusals import ConfigError, need, one_of
-from align.run import CONF
+from align.compose import CONF
+from align.refusals import ConfigError, need, on_one_line, one_of, reachable
 from align.study import values
 from align.study.settings import MODULES
 
@@ -147,6 +147,7 @@ def files() -> list[Path]:
 def find(name: str) -> Path:
     """A study of conf/study, or a file of one's own. Raises ConfigError."""
     if name.endswith((".yaml", ".yml")):
+        reachable("study", name)
         need(Path(name).expanduser().is_file(), "study", name, "there is no such file")
         return Path(name).expanduser()
     one_of(name, [file.stem for file in files()], "study")
@@ -160,8 +161,11 @@ def load(path: Path) -> Study:
         if not isinstance(raw, dict):
             raise ConfigError("it holds no mapping of keys")
         return parse(raw)
-    except (ConfigError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"study {path}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"study {path}, line {line}: no YAML ({error.problem})") from None
+    except (ValueError, yaml.YAMLError, OSError, RecursionError) as error:
+        raise ConfigError(f"study {path}: {on_one_line(str(error))}") from None
 
 
 def parse(raw: Mapping[str, Any]) -> Study:

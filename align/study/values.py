@@ -88,7 +88,10 @@ def mapping(raw: Any, where: str) -> Mapping[str, Any]:
 
 def number(raw: Any, where: str) -> float:
     need(isinstance(raw, int | float) and not isinstance(raw, bool), where, raw, "must be a number")
-    return float(raw)
+    try:
+        return float(raw)
+    except OverflowError:
+        raise ConfigError(f"{where}: is a number of too many digits") from None
 
 
 def keys(raw: Mapping[str, Any], required: Sequence[str], optional: Sequence[str], where: str) -> None:

@@ -122,6 +122,9 @@ def _train(kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.
     done = start.step if start else 0
     if start is not None:
         load_trainable(policy.model, start.weights)
+    if done == experiment.steps:  # stopped in its last probe
+        watch.probe(done)
+        return
     with tempfile.TemporaryDirectory() as nowhere, _quiet(), _own_forward(policy):  # TRL needs a folder; it stays empty
         trainer = build_trainer(kind, experiment, policy, rows[done * (len(rows) // experiment.steps) :], Path(nowhere))
         watcher = Watcher(watch, policy.model)

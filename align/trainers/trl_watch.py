@@ -95,11 +95,10 @@ class Watcher(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         self._parts = parts
         start = self._start
-        if start is None:
-            self.watch.probe(0)
-            return
-        parts["optimizer"].load_state_dict(start.state["optimizer"])
-        parts["lr_scheduler"].load_state_dict(start.state["schedule"])
+        if start is not None:
+            parts["optimizer"].load_state_dict(start.state["optimizer"])
+            parts["lr_scheduler"].load_state_dict(start.state["schedule"])
+        self._look(start.step if start else 0)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
@@ -119,6 +118,9 @@ class Watcher(TrainerCallback):
         row["time/update"] = time.perf_counter() - self._began
         if state.is_world_process_zero:
             self.watch.log(step, row)
+        self._look(step)
+
+    def _look(self, step: int) -> None:
         self.watch.probe(step)
         if self.watch.keeper is not None:
             self.watch.keeper.save(step, self.trained, self._state)

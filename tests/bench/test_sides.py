@@ -75,7 +75,7 @@ def test_eos_is_impossible_before_a_rows_length_and_certain_at_it():
 
 def test_padded_prompts_are_as_long_as_asked_for_to_a_word():
     (work,) = settings(["works=grpo_8x8"]).works
-    tokenizer = load_tokenizer(Model("tiny", "tiny", None, None))
+    tokenizer = load_tokenizer(Model("tiny", "tiny", None, None, None))
     work = replace(work, prompt_tokens=400)  # bytes
     given = inputs(work, tokenizer)
     assert tiny_folder().is_dir() and len(given.prompt_ids) == 8

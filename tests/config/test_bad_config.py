@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from align import run
 from align.refusals import ConfigError
 from tests.config.test_conf import composed
 
@@ -96,6 +97,17 @@ BAD = [
     (["data=arithmetic", "data.terms=1"], ["data.terms"]),
     (["data=arithmetic", "data.low=9", "data.high=3"], ["data.low", "data.high"]),
     (["data=jsonl", "algo=dpo", "data.path=x", "data.heldout=0"], ["data.heldout"]),
+    (["data=gsm8k", "data.train=0"], ["data.train=0", "null"]),
+    (["data=gsm8k", "data.heldout=0"], ["data.heldout=0", ">= 1"]),
+    (["data=gsm8k", "data.heldout=0.1"], ["data.heldout", "0.1"]),
+    (["data=gsm8k", "data.folders=[]"], ["data.folders=[]", "[.]"]),
+    (["data=gsm8k", "data.columns=[question]"], ["data.columns=['question']", "['question', 'answer']"]),
+    (["data=gsm8k", "data.repo=''"], ["data.repo=''", "empty"]),
+    (["data=gsm8k", "data.heldout_split=train"], ["data.heldout_split=train", "data.train_split"]),
+    (["data=gsm8k", "data.path=x", "data.revision=y"], ["data.revision=y", "data.path"]),
+    (["data=gsm8k", "data.max_prompt_tokens=0"], ["data.max_prompt_tokens=0", "null"]),
+    (["data=tldr", "reward=verifier"], ["reward.formula=verifier", "data=tldr has no verifier"]),
+    (["data=tldr", "reward=none"], ["reward.formula", "reward=learned"]),
     (["algo=dpo", "algo.beta=0"], ["algo.beta"]),
     (["algo=cdpo", "algo.label_smoothing=0.5"], ["algo.label_smoothing"]),
     (["algo=ldpo", "algo.ld_alpha=1.5"], ["algo.ld_alpha"]),
@@ -129,6 +141,12 @@ BAD = [
     (["model.lora.init=pissa"], ["model.lora.init", "reward"]),
     (["model.lora.init=pissa", "reward=gold", "model.start=runs/x"], ["model.lora.init", "model.start"]),
     (["algo=reward", "reward=none", "model.lora.init=olora"], ["model.lora.init", "reward"]),
+    (["model.quant=int4"], ["model.quant=int4", "nf4"]),
+    (["model.quant=nf4", "model.lora=none", "reward=gold"], ["model.quant=nf4", "keep model.lora"]),
+    (["model.quant=nf4", "model.lora.init=pissa", "reward=gold"], ["model.quant=nf4", "model.lora.init=pissa"]),
+    (["model.quant=nf4", "model.lora.dora=true", "dtype=float32"], ["model.quant=nf4", "model.lora.dora"]),
+    (["model.quant=nf4", "model.start=runs/x"], ["model.quant=nf4", "model.start"]),
+    (["model.quant=nf4"], ["model.quant=nf4", "sampling.lora=unmerged"]),
     (["model.lora=none"], ["model.lora", "learned"]),
     (["algo=reward", "reward=none", "model.lora=none"], ["model.lora"]),
     # rewards
@@ -232,6 +250,11 @@ ON_POLICY = [
     (["guard.log_ratio=0"], ["guard.log_ratio=0", "> 0"]),
     (["guard.log_ratio=nan"], ["guard.log_ratio=nan", "> 0"]),
     (["guard.kl_nats_per_sequence=-1"], ["guard.kl_nats_per_sequence=-1", "> 0"]),
+    (["model.name=../../elsewhere"], ["model.name=", "folder"]),
+    (["algo.name=a/b"], ["algo.name=", "folder"]),
+    (["data.name=.."], ["data.name=", "folder"]),
+    (["reward_seconds=0"], ["reward_seconds=0", "> 0"]),
+    (["reward_seconds=inf"], ["reward_seconds=inf"]),
     (["checkpoint.every=0"], ["checkpoint.every=0", ">= 1"]),
     (["checkpoint.keep=0"], ["checkpoint.keep=0", ">= 1"]),
 ]  # fmt: skip
@@ -274,3 +297,11 @@ def test_checking_a_config_loads_neither_torch_nor_trl():
             "print([m for m in ('torch', 'trl', 'peft', 'transformers') if m in sys.modules])")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_what_an_error_quotes_cannot_steer_the_terminal(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["align.run", "model=tiny", "tracker='\x1b]0;title\x07'"])
+    with pytest.raises(SystemExit) as end:
+        run.main()
+    said = capfd.readouterr().err
+    assert end.value.code == 1 and "\x1b" not in said and "\x07" not in said and "title" in said

@@ -17,7 +17,7 @@ from align.config import check, config_hash, plain
 from align.run import CONF
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = {"algo": 19, "model": 8, "data": 3, "reward": 4, "probe": 2, "sampling": 2, "guard": 1, "checkpoint": 1}
+GROUPS = {"algo": 19, "model": 8, "data": 7, "reward": 4, "probe": 2, "sampling": 3, "guard": 1, "checkpoint": 1}
 NOT_CHOICES = {"lora"}  # included by others, never chosen
 NEEDS = {("data", "jsonl"): ["data.path=pairs.jsonl"]}
 
@@ -43,7 +43,7 @@ def test_every_choice_composes_and_passes_the_laws(group, name):
         extra = ["algo=dpo"]
     if (group, name) == ("reward", "verifier"):
         extra = ["data=arithmetic"]
-    if (group, name) == ("data", "jsonl"):
+    if group == "data" and name in ("jsonl", "ultrafeedback", "hh_rlhf", "tldr"):
         extra = [*extra, "algo=dpo"]
     if (group, name) == ("data", "arithmetic"):
         extra = ["reward=verifier"]
@@ -55,6 +55,9 @@ def test_the_data_chooses_the_reward_unless_the_user_does():
     assert composed("data=arithmetic").reward.formula == "verifier"
     assert composed("data=arithmetic", "reward=learned").reward.formula == "learned"
     assert composed("data=arithmetic").sampling.max_new_tokens == 32
+    assert composed("data=gsm8k").reward.formula == "verifier"
+    assert composed("algo=dpo", "data=tldr").reward.formula == "none"
+    assert composed("data=tldr", "reward=learned").reward.formula == "learned"
 
 
 # What an algorithm sets otherwise than grpo does, nothing else: no rate, no size, no setting of memory.
@@ -108,7 +111,8 @@ def test_every_on_policy_algorithm_sees_as_many_completions_in_a_step():
 
 def test_where_and_how_a_run_is_carried_out_does_not_change_what_it_is():
     here, there = (plain(composed(*overrides)) for overrides in (
-        ["run_dir=a", "runs_root=x"], ["run_dir=b", "resume=true", "checkpoint.every=3", "checkpoint.keep=1"]
+        ["run_dir=a", "runs_root=x"],
+        ["run_dir=b", "resume=true", "checkpoint.every=3", "checkpoint.keep=1", "reward_seconds=1"],
     ))  # fmt: skip
     assert config_hash(here) == config_hash(there)
     for other in ("seed=1", "guard.nonfinite=skip"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,22 @@ def interrupted(samples: Sequence[Sample], call: int) -> list[float]:
     if len(CALLS) == call:
         raise KeyboardInterrupt
     return [float(sum(sample.completion_ids) % 2) for sample in samples]
+
+
+def never_returns(samples: Sequence[Sample]) -> list[float]:
+    while True:
+        time.sleep(0.01)
+
+
+def hears_nothing(samples: Sequence[Sample]) -> list[float]:
+    """Goes on after the first exception, whatever it is."""
+    with contextlib.suppress(Exception):
+        never_returns(samples)
+    return never_returns(samples)
+
+
+def backtracks(samples: Sequence[Sample]) -> list[float]:
+    return [float(bool(re.fullmatch(r"(a|a)*b", "a" * 60))) for _ in samples]
 
 
 def raises(samples: Sequence[Sample]) -> list[float]:

@@ -167,10 +167,13 @@ def interrupt(*_):
         ("one_number", ["1.0", "expected 4 floats"]),
         ("generator", ["expected 4 floats"]),
         ("one_too_few", ["3 values for 4 completions"]),
+        ("never_returns", ["within 0.2 s for 4 completions (reward_seconds)"]),
+        ("hears_nothing", ["within 0.2 s for 4 completions (reward_seconds)"]),
+        ("backtracks", ["within 0.2 s for 4 completions (reward_seconds)"]),
     ],
 )
 def test_a_reward_that_misbehaves_is_the_user_s_to_repair(shell, function, named):
-    code, message, run = shell("algo=grpo", "steps=2", f"reward.formula={BAD}:{function}")
+    code, message, run = shell("algo=grpo", "steps=2", f"reward.formula={BAD}:{function}", "reward_seconds=0.2")
     assert code == 1
     assert "Traceback" not in message
     for words in [f"reward '{BAD}:{function}'", *named]:

@@ -1,5 +1,6 @@
-"""One experiment in a process of its own, to be killed. A fork server has imported the libraries beforehand, so that a
-start takes a fraction of a second.
+"""Experiments, each in a process of its own, to be killed or told to end.
+
+A fork server has imported the libraries beforehand, so that a start takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -8,10 +9,43 @@ import contextlib
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-IMPORTED = ["tests.faults.child", "align.experiment", "align.trainers.on_policy", "align.trainers.trl_runs"]
+from align.runs import RunRecord, read
+from tests.end_to_end.helpers import no_warmup
+
+IMPORTED = [
+    "tests.faults.child",
+    "align.run",
+    "align.experiment",
+    "align.trainers.on_policy",
+    "align.trainers.trl_runs",
+]
+
+# Dropout and a noisy reward: the global random streams must be continued too. Learned: the stage is killed as well.
+ALGORITHMS = {
+    "sft": (*no_warmup("sft"), "model.lora.dropout=0.1"),
+    "reward": (*no_warmup("reward"), "model.lora.dropout=0.1"),
+    "dpo": no_warmup("dpo"),
+    "grpo": ("algo=grpo", "algo.kl.target_nats_per_sequence=0.01", "algo.kl.horizon_completions=100"),
+    "rloo": ("algo=rloo", "algo.scale.normalise=running", "reward.formula=tests.end_to_end.bandit:noisy"),
+    "ppo": ("algo=ppo", "algo.epochs=2", "algo.optimizer.schedule=linear"),
+    "ppo learned": ("algo=ppo", "algo.critic.init=reward", "algo.scale.normalise=none", "reward=learned",
+                    "reward.formula=learned",
+                    "reward.learned.steps=4", "reward.learned.algo.optimizer.warmup_steps=0"),
+    "dapo": ("algo=dapo", "algo.max_draws=2"),
+}  # fmt: skip
+COMMON = ("steps=8", "checkpoint.every=1", "probe.every=3", "algo.optimizer.lr=0.01", "seed=3")
+
+
+def whole(folder: Path) -> tuple[RunRecord, dict[str, bytes]]:
+    """What a run leaves behind that must not depend on kills."""
+    run = read(folder / "run", samples=True)
+    weights = {file.name: file.read_bytes() for file in sorted((folder / "run" / "adapter").glob("*.safetensors"))}
+    return run, weights
 
 
 def carry_out(folder: str, overrides: tuple[str, ...]) -> None:
@@ -28,13 +62,39 @@ def carry_out(folder: str, overrides: tuple[str, ...]) -> None:
         flush(handle)
 
     os.fsync = slowly
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.suppress(KeyboardInterrupt):
         execute(Path(folder), f"run_dir={folder}/run", *overrides)
 
 
 def start(folder: Path, *overrides: str) -> BaseProcess:
+    return _started(carry_out, str(folder), overrides)
+
+
+def typed(said: Path, *overrides: str) -> tuple[int | None, str]:
+    """-> exit code of `python -m align.run ...`, and what it said."""
+    child = _started(command, overrides, str(said))
+    child.join()
+    return child.exitcode, said.read_text()
+
+
+def _started(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    child = context.Process(target=carry_out, args=(str(folder), overrides))
+    child = context.Process(target=target, args=arguments)
     child.start()
     return child
+
+
+def command(overrides: tuple[str, ...], said: str) -> None:
+    """`python -m align.run ...` as a user types it; what it says goes to a file."""
+    import sys
+
+    import torch
+
+    from align.run import main
+    from tests.end_to_end.helpers import TINY
+
+    torch.set_num_threads(1)
+    sys.argv = ["align.run", *TINY, *overrides]
+    with open(said, "w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+        main()

@@ -14,32 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from align.runs import RunRecord, read, stable
-from tests.end_to_end.helpers import no_warmup
-from tests.faults.child import start
+from align.runs import read, stable
+from tests.faults.child import ALGORITHMS, COMMON, start, whole
 
 KILLS = int(os.environ.get("ALIGN_KILLS", "1"))
-# Dropout and a noisy reward: the global random streams must be continued too. Learned: the stage is killed as well.
-ALGORITHMS = {
-    "sft": (*no_warmup("sft"), "model.lora.dropout=0.1"),
-    "reward": (*no_warmup("reward"), "model.lora.dropout=0.1"),
-    "dpo": no_warmup("dpo"),
-    "grpo": ("algo=grpo", "algo.kl.target_nats_per_sequence=0.01", "algo.kl.horizon_completions=100"),
-    "rloo": ("algo=rloo", "algo.scale.normalise=running", "reward.formula=tests.end_to_end.bandit:noisy"),
-    "ppo": ("algo=ppo", "algo.epochs=2", "algo.optimizer.schedule=linear"),
-    "ppo learned": ("algo=ppo", "algo.critic.init=reward", "algo.scale.normalise=none", "reward=learned",
-                    "reward.formula=learned",
-                    "reward.learned.steps=4", "reward.learned.algo.optimizer.warmup_steps=0"),
-    "dapo": ("algo=dapo", "algo.max_draws=2"),
-}  # fmt: skip
-COMMON = ("steps=8", "checkpoint.every=1", "probe.every=3", "algo.optimizer.lr=0.01", "seed=3")
-
-
-def whole(folder: Path) -> tuple[RunRecord, dict[str, bytes]]:
-    """What a run leaves behind that must not depend on kills."""
-    run = read(folder / "run", samples=True)
-    weights = {file.name: file.read_bytes() for file in sorted((folder / "run" / "adapter").glob("*.safetensors"))}
-    return run, weights
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

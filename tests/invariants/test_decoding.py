@@ -22,11 +22,13 @@ from align.forward import Scorer, batch_of, causal_lm, score
 from align.lora import use_fused
 from align.maths.draw import noise_of
 from align.models import Policy, twin
+from align.packing import pack
 from align.records import Completions, Prompt
 from align.sampling import decoding_copy, sample
 from tests.invariants import families
 from tests.invariants.families import PROMPTS, TOKENIZER
 
+CPU = torch.device("cpu")
 # 12 prompts of different lengths, two of them with the same text under different names.
 TEXTS = [*families.TEXTS, "Why?", "A" * 30, "Hi", "Name two.", "Go", "Tell me of rain.", "x" * 17, "And then?"]
 MANY = [Prompt(id=f"p{i}", messages=({"role": "user", "content": text},), topic=text) for i, text in enumerate(TEXTS)]
@@ -235,3 +237,16 @@ def test_other_families_decode_as_transformers_does(family):
         out = model.generate(start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=24,
                              eos_token_id=list(families.STOPS), pad_token_id=TOKENIZER.pad_token_id)  # fmt: skip
         assert ids[mask].tolist() == out[0, start.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("family", list(families.CONFIGS))
+def test_nothing_of_a_forward_stays_in_the_copy(family):
+    policy = lora_policy(family)
+    kept: list[Any] = []
+    layout = pack([tuple(encode_prompt(TOKENIZER, prompt)) for prompt in PROMPTS], [(0,)] * len(PROMPTS), CPU)
+    with torch.no_grad():
+        copied = decoding_copy(policy.model, merge=True)
+        layout.hidden(copied.lm.get_decoder(), use_cache=False, keep=kept)
+    assert any(len(product.layers) > 1 for product in copied.products)
+    assert all(product.whole is None for product in copied.products)
+    assert kept and all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for pair in kept for t in pair)

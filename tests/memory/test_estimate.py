@@ -48,6 +48,14 @@ def test_float32_doubles_the_base():
     assert parts("dtype=float32")["base weights"] == 4 * P
 
 
+def test_a_base_in_four_bits_is_what_was_measured_and_is_not_copied_to_be_sampled_from():
+    # SmolLM2-135M: 109.8 MB of weights, packed and not (docs/log.md); beside them the scales of blocks of 64
+    found = parts("algo=dpo", "model.quant=nf4", "sampling.lora=unmerged")
+    linear = P - 49_152 * 576 - 61 * 576
+    assert found["base weights"] == pytest.approx(109_777_536 + linear * (1 / 64 + 4 / (64 * 256)))
+    assert found["sampling copy"] == 2 * 49_152 * 576  # the head, in the layout of the CPU's kernels
+
+
 def test_zero_splits_optimizer_then_gradients_then_weights():
     whole = parts("gpus=8")
     for stage, names in ((1, ("optimizer",)), (2, ("optimizer", "gradients")),

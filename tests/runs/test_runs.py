@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from align.runs import LINES, Run, RunError, covers, free_name, read, read_lines, stable
+from align.places import free_name
+from align.runs import LINES, Run, RunError, covers, read, read_lines, stable
 
 
 @pytest.fixture

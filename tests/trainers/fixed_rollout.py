@@ -14,7 +14,8 @@ from torch import Tensor
 
 from align.config import check
 from align.data.tokens import encode_completion, encode_prompt
-from align.models import Policy, right_pad
+from align.models import Policy
+from align.packing import right_pad
 from align.records import Completions
 from align.run import CONF
 from align.schema import Experiment

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from trl.trainer.utils import add_fused_lm_head
 
-from align.models import right_pad
-from align.packing import shared_prompts
+from align.packing import right_pad, shared_prompts
 from align.reward_model import build_reward_model
 from align.trainers.trl_data import IGNORED
 from align.trainers.trl_forward import rate_packed, score_packed

@@ -153,7 +153,8 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(na
     assert [snapshot.step for snapshot in kept] == [4, 3, 2, 1]
     for number, start in enumerate(kept[::2]):
         rest, same = weights(f"rest-{number}", start)
-        assert rest.events == [event for event in whole.events if event[1] > start.step]
+        # the probe of its first step is asked for again: `Opened.prober` knows whether that one had been done
+        assert rest.events == whole.events[whole.events.index(("probe", start.step)) :]
         assert [told(row) for row in rest.rows] == [told(row) for row in whole.rows[start.step :]]
         assert all(torch.equal(ended[key], same[key]) for key in ended)
 

@@ -1,0 +1,65 @@
+"""Told to end (SIGTERM), a run finishes its step, writes a checkpoint and ends; resume=true goes on from there.
+
+No checkpoint is due in these runs: the one that is found is that of the signal. `ALIGN_KILLS=20 pytest tests/faults` is
+the whole of it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+
+from align.checkpoints import snapshots
+from align.runs import read, read_lines, stable
+from align.stopping import Stop, Terminated
+from tests.faults.child import ALGORITHMS, COMMON, start, whole
+
+KILLS = int(os.environ.get("ALIGN_KILLS", "1"))
+NEVER = "checkpoint.every=1000"
+
+
+def rows(folder) -> list[tuple[str, int]]:
+    return [(row["phase"], row["step"]) for row in read_lines(folder / "run" / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("algo", ["sft", "dpo", "grpo", "ppo learned"])
+def test_told_to_end_a_run_keeps_the_step_it_is_in(tmp_path, algo):
+    settings = (*COMMON, *ALGORITHMS[algo], NEVER)
+    start(tmp_path / "whole", *settings).join()
+    run, weights = whole(tmp_path / "whole")
+    for number in range(KILLS):
+        moment = random.Random(f"{algo} {number}").choice(rows(tmp_path / "whole")[:-1])
+        folder = tmp_path / f"told-{number}"
+        child = start(folder, *settings, "resume=true")
+        while child.is_alive() and moment not in rows(folder):
+            time.sleep(0.002)
+        child.terminate()
+        child.join()
+        done = [step for phase, step in rows(folder) if phase == "train"]
+        kept = [snapshot.step for snapshot in snapshots(folder / "run" / "checkpoints")]
+        assert read(folder / "run").state == "interrupted"
+        assert kept == done[-1:], "nothing that was trained is lost"
+        start(folder, *settings, "resume=true").join()
+        again, same = whole(folder)
+        assert [stable(row) for row in again.rows] == [stable(row) for row in run.rows], f"{moment}"
+        assert (again.samples, same) == (run.samples, weights)
+
+
+def test_what_can_be_given_up_is_given_up_at_once_and_a_second_signal_does_not_wait():
+    stop = Stop()
+    stop()
+    with pytest.raises(Terminated):
+        stop()
+    with pytest.raises(Terminated), stop.breakable():
+        pytest.fail("it is not begun")
+    other = Stop()
+    with pytest.raises(Terminated), other.breakable():
+        other()
+    other = Stop()
+    other.obey()
+    other()
+    with pytest.raises(Terminated):
+        other.obey()
