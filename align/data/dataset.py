@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from align.data.stored import Stored
 from align.records import Demonstration, PreferencePair, Prompt
 from reward_models.base import RewardSource
 
@@ -17,24 +18,27 @@ class Data:
     """Prompts, pairs and demonstrations, already split. A topic is on one side only; this is asserted."""
 
     name: str
-    train_prompts: tuple[Prompt, ...]
-    heldout_prompts: tuple[Prompt, ...]  # what the probe asks
-    train_pairs: tuple[PreferencePair, ...]
-    heldout_pairs: tuple[PreferencePair, ...]
-    demonstrations: tuple[Demonstration, ...]  # of training prompts
+    train_prompts: Sequence[Prompt]
+    heldout_prompts: Sequence[Prompt]  # what the probe asks
+    train_pairs: Sequence[PreferencePair]
+    heldout_pairs: Sequence[PreferencePair]
+    demonstrations: Sequence[Demonstration]  # of training prompts
     verifier: RewardSource | None
     gold: RewardSource | None
     fingerprint: str  # equal fingerprint, equal data
     notes: tuple[str, ...]  # one line per filter: what it dropped, how many, how long they were
 
     def __post_init__(self) -> None:
-        train = {prompt.topic for prompt in self.train_prompts}
-        train |= {pair.prompt.topic for pair in self.train_pairs}
-        train |= {demonstration.prompt.topic for demonstration in self.demonstrations}
-        heldout = {prompt.topic for prompt in self.heldout_prompts}
-        heldout |= {pair.prompt.topic for pair in self.heldout_pairs}
-        shared = sorted(train & heldout)
+        held = {topic for records in (self.heldout_prompts, self.heldout_pairs) for topic in _topics(records)}
+        train = (self.train_prompts, self.train_pairs, self.demonstrations)
+        shared = sorted({topic for records in train for topic in _topics(records) if topic in held})
         assert not shared, f"{self.name}: {len(shared)} topics on both sides of the split, e.g. {shared[0]!r}"
+
+
+def _topics(records: Sequence[Any]) -> Iterable[str]:
+    if isinstance(records, Stored):
+        return records.topics
+    return (record.topic if isinstance(record, Prompt) else record.prompt.topic for record in records)
 
 
 def digest(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from align.data.errors import DataError
 from align.data.lines import Place
 from align.data.rows import Row, parse
 from align.data.tokens import encode_completion, encode_prompt
-from align.records import PreferencePair, Prompt
+from align.records import Demonstration, PreferencePair, Prompt
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Limits:
             if tokenizer is None:
                 raise DataError(f"data.{key}={limit}: needs a tokenizer to count with; set it to null")
         self.tokenizer = tokenizer
-        self.lengths: dict[str, list[int]] = {key: [] for key in self.limits}
+        self.lengths = {key: array("i") for key in self.limits}
 
     def keep(self, example: Example) -> bool:
         for key, limit in self.limits.items():
@@ -94,4 +95,13 @@ def distinct(examples: Sequence[Example]) -> tuple[Prompt, ...]:
 
 
 def pairs(examples: Sequence[Example]) -> tuple[PreferencePair, ...]:
-    return tuple(PreferencePair(e.prompt, *e.row.texts) for e in examples if e.row.format == "preference")
+    return tuple(as_pair(e) for e in examples if e.row.format == "preference")
+
+
+def as_pair(example: Example) -> PreferencePair:
+    return PreferencePair(example.prompt, *example.row.texts)
+
+
+def as_demonstration(example: Example) -> Demonstration:
+    """Of a preference, what was chosen."""
+    return Demonstration(example.prompt, example.row.texts[0])

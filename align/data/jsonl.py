@@ -1,22 +1,28 @@
 """Data from the user's own .jsonl file (see rows.py for the three formats). A bad file is refused whole.
 
-The file is streamed. A prompt is on one side of the split only, decided by the hash of its text; letter case and
-spacing do not make another prompt of it.
+The file is read once, line by line, and what training or probe asks for is read again when it is asked for: of a line
+only its place and its prompt's id are held. A prompt is on one side of the split only, decided by the hash of its text;
+letter case and spacing do not make another prompt of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from align.data.dataset import Data, digest, text_hash
 from align.data.errors import DataError
-from align.data.examples import Example, Limits, Reader, distinct, pairs
-from align.data.lines import listed, objects
+from align.data.examples import Example, Limits, Reader, as_demonstration, as_pair
+from align.data.lines import Place, line_at, listed, objects
 from align.data.rows import FORMATS, format_of
-from align.records import Demonstration
+from align.data.stored import Stored, first_of_each, prompt_id
 from reward_models.verifiers import last_integer
 
 
@@ -25,60 +31,98 @@ def load(cfg: Any, tokenizer: Any | None) -> Data:
 
     Raises DataError naming file, line, field, what was found and what was expected.
     """
-    path = Path(cfg.path)
-    content = hashlib.sha256()
-    unread: set[str] = set()
-    examples = list(_examples(path, content, unread))
-    if not examples:
+    path, limits = Path(cfg.path), Limits(cfg, tokenizer)
+    file = _Examples(path)
+    for example in file.every():
+        if limits.keep(example):
+            file.keep(example)
+    if not file.count:
         raise DataError(f"data.path={path}: the file is empty; expected one JSON object per line")
-    limits = Limits(cfg, tokenizer)
-    kept = [example for example in examples if limits.keep(example)]
     notes = limits.notes()
-    if unread:
-        notes.append(f"fields that are not read: {listed(unread)}")
-    if not kept:
+    if file.unread:
+        notes.append(f"fields that are not read: {listed(file.unread)}")
+    if not file.lines:
         raise DataError(
-            f"data.path={path}: all {len(examples)} lines are longer than the limits; raise "
+            f"data.path={path}: all {file.count} lines are longer than the limits; raise "
             f"data.max_prompt_tokens or data.max_completion_tokens ({'; '.join(notes)})"
         )
-    heldout = _heldout(path, kept, cfg.heldout)
-    train = [example for example in kept if example.prompt.id not in heldout]
-    held = [example for example in kept if example.prompt.id in heldout]
+    ids = np.array(file.ids, np.uint64)
+    held = np.isin(ids, _heldout(path, ids, cfg.heldout))
+    preference = file.reader.name == "preference"
+
+    def stored(chosen: NDArray[np.int64], make: Any) -> Any:
+        return Stored(file.read, chosen, ids[chosen], make)
+
+    train, rest = np.flatnonzero(~held), np.flatnonzero(held)
     options = [cfg.heldout, cfg.max_prompt_tokens, cfg.max_completion_tokens]
     return Data(
         name=cfg.name,
-        train_prompts=distinct(train),
-        heldout_prompts=distinct(held),
-        train_pairs=pairs(train),
-        heldout_pairs=pairs(held),
-        demonstrations=tuple(Demonstration(e.prompt, e.row.texts[0]) for e in train if e.row.format != "preference"),
-        verifier=last_integer if examples[0].row.format == "question" else None,
+        train_prompts=stored(train[first_of_each(ids[train])], lambda example: example.prompt),
+        heldout_prompts=stored(rest[first_of_each(ids[rest])], lambda example: example.prompt),
+        train_pairs=stored(train, as_pair) if preference else (),
+        heldout_pairs=stored(rest, as_pair) if preference else (),
+        demonstrations=() if preference else stored(train, as_demonstration),
+        verifier=last_integer if file.reader.name == "question" else None,
         gold=None,
         # The lines kept too: the limits count tokens, so another tokenizer may keep others.
-        fingerprint=digest([content.hexdigest(), options, [example.row.place.line for example in kept]]),
+        fingerprint=digest([file.content.hexdigest(), options, file.lines.tolist()]),
         notes=tuple(notes),
     )
 
 
-def _examples(path: Path, content: Any, unread: set[str]) -> Iterator[Example]:
-    """Every line, checked. All are of the first one's format, and a question has one answer."""
-    first: tuple[str, int] | None = None
-    for place, fields in objects(path, content.update):
-        name = format_of(place, fields)
-        if first is None:
-            first, reader = (name, place.line), Reader(name)
-        if name != first[0]:
-            expected = f"a {first[0]} ({', '.join(FORMATS[first[0]])}) as in line {first[1]}: one format per file"
-            raise place.error(None, f"a {name} ({', '.join(FORMATS[name])})", expected)
-        unread |= set(fields) - set(FORMATS[name])
-        yield reader.read(place, fields)
+class _Examples:
+    """A file's examples, and where those stand that are kept: 24 bytes of each."""
+
+    def __init__(self, path: Path):
+        self.path, self.content, self.unread = path, hashlib.sha256(), set[str]()
+        self.count = 0
+        self.starts, self.lines, self.ids = array("q"), array("q"), array("Q")
+        self.reader = Reader("")  # until the first line says which
+        self.seen: tuple[int, ...] | None = None
+
+    def every(self) -> Iterator[Example]:
+        """Every line, checked. All are of the first one's format, and a question has one answer."""
+        first = 0
+        for place, fields in objects(self.path, self.content.update):
+            name = format_of(place, fields)
+            if not first:
+                first, self.reader, self.seen = place.line, Reader(name), _state(self.path)
+            if name != self.reader.name:
+                known = self.reader.name
+                expected = f"a {known} ({', '.join(FORMATS[known])}) as in line {first}: one format per file"
+                raise place.error(None, f"a {name} ({', '.join(FORMATS[name])})", expected)
+            self.unread |= set(fields) - set(FORMATS[name])
+            self.count += 1
+            yield self.reader.read(place, fields)
+
+    def keep(self, example: Example) -> None:
+        self.starts.append(example.row.place.start)
+        self.lines.append(example.row.place.line)
+        self.ids.append(int(example.prompt.id, 16))
+
+    def read(self, i: int) -> Example:
+        """The i-th that was kept. Raises DataError where the file is not what it was."""
+        if _state(self.path) != self.seen:
+            raise DataError(f"data.path={self.path}: it has changed since this run began to read it; start again, and "
+                            "leave it alone while a run reads it")  # fmt: skip
+        return self.reader.read(*line_at(Place(self.path, self.lines[i], start=self.starts[i])))
 
 
-def _heldout(path: Path, examples: Sequence[Example], share: float) -> set[str]:
+def _state(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _heldout(path: Path, ids: NDArray[np.uint64], share: float) -> NDArray[np.uint64]:
     """Ids of the held-out prompts: the `share` of prompts whose hash ranks first, at least one."""
     if not 0 < share < 1:
         raise DataError(f"data.heldout={share}: must be a share of the prompts, between 0 and 1")
-    ids = sorted({example.prompt.id for example in examples}, key=text_hash)
-    if len(ids) < 2:
+    distinct = np.unique(ids)
+    if len(distinct) < 2:
         raise DataError(f"data.path={path}: only one distinct prompt; two are needed, one to train on and one held out")
-    return set(ids[: min(max(1, round(share * len(ids))), len(ids) - 1)])
+    hashes = (int(text_hash(prompt_id(one))[:16], 16) for one in distinct)
+    ranked = distinct[np.argsort(np.fromiter(hashes, np.uint64, len(distinct)), kind="stable")]
+    return ranked[: min(max(1, round(share * len(distinct))), len(distinct) - 1)]

@@ -29,6 +29,7 @@ class Place:
     path: Path | str
     line: int
     unit: str = "line"
+    start: int = 0  # byte of the file where a line begins
 
     def error(self, field: str | None, found: str, expected: str, kind: str | None = None) -> RowError:
         """`kind`: what was expected, where `expected` says more than that and differs from row to row."""
@@ -60,20 +61,36 @@ def objects(path: Path, seen: Callable[[bytes], Any]) -> Iterator[tuple[Place, d
         raise DataError(f"data.path={path}: {found}; expected a .jsonl file")
     try:
         with path.open("rb") as file:
-            number = 0
+            number = start = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 seen(line)
-                place = Place(path, number)
-                text = _text(place, line.removeprefix(BOM) if number == 1 else line)
+                place = Place(path, number, start=start)
+                start += len(line)
+                text = _text(place, line)
                 if text.strip():
                     yield place, _object(place, text)
     except OSError as error:
-        raise DataError(f"data.path={path}: cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
+
+
+def line_at(place: Place) -> tuple[Place, dict[str, Any]]:
+    """(place, object) of one line of a file that `objects` has gone through. Raises DataError."""
+    try:
+        with open(place.path, "rb") as file:
+            file.seek(place.start)
+            return place, _object(place, _text(place, file.readline(MAX_LINE_BYTES + 1)))
+    except OSError as error:
+        raise _unreadable(place.path, error) from None
+
+
+def _unreadable(path: Path | str, error: OSError) -> DataError:
+    return DataError(f"data.path={path}: cannot be read: {error.strerror or error}")
 
 
 def _text(place: Place, line: bytes) -> str:
     if place.line == 1:
+        line = line.removeprefix(BOM)
         for signature, meaning in SIGNATURES.items():
             if line.startswith(signature):
                 raise place.error(None, meaning, "plain UTF-8 text")

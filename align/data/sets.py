@@ -15,11 +15,10 @@ from typing import Any
 
 from align.data.dataset import Data, digest, text_hash
 from align.data.errors import DataError, RowError
-from align.data.examples import Example, Limits, Reader, distinct, pairs
+from align.data.examples import Example, Limits, Reader, as_demonstration, distinct, pairs
 from align.data.lines import Place
 from align.data.rows import format_of
 from align.data.sources import open_source
-from align.records import Demonstration
 from reward_models.verifiers import last_integer
 
 
@@ -58,7 +57,7 @@ def load(cfg: Any, tokenizer: Any | None, seed: int) -> Data:
         heldout_prompts=distinct(held),
         train_pairs=pairs(kept),
         heldout_pairs=pairs(held),
-        demonstrations=tuple(Demonstration(e.prompt, e.row.texts[0]) for e in kept),  # of pairs, what was chosen
+        demonstrations=tuple(as_demonstration(example) for example in kept),
         verifier=last_integer if train.reader.name == "question" else None,
         gold=None,
         fingerprint=digest([cfg.revision, len(kept), _content([*kept, *held])]),

@@ -23,17 +23,19 @@ class PromptStream:
             raise ConfigError(f"algo.prompts_per_step={per_step}: the data has only {len(prompts)} training prompts")
         self.prompts, self.per_step, self.drawn = prompts, per_step, 0
         self._generator = torch.Generator().manual_seed(derive(seed, "prompts"))
-        self._waiting: list[Prompt] = []
+        self._waiting: list[int] = []  # indices: prompts of a large file stay there until they are asked for
 
     def next(self) -> list[Prompt]:
+        return [self.prompts[i] for i in self._draw()]
+
+    def _draw(self) -> list[int]:
         if len(self._waiting) < self.per_step:  # the next epoch starts with what this batch does not hold yet
             order = torch.randperm(len(self.prompts), generator=self._generator).tolist()
-            epoch = [self.prompts[i] for i in order]
-            self._waiting += sorted(epoch, key=lambda prompt: prompt in self._waiting)
+            self._waiting += sorted(order, key=set(self._waiting).__contains__)
         batch, self._waiting = self._waiting[: self.per_step], self._waiting[self.per_step :]
         self.drawn += 1
         return batch
 
     def skip_to(self, drawn: int) -> None:
         while self.drawn < drawn:
-            self.next()
+            self._draw()

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def train_preference(opened: OpenRun, policy: Any, data: Data, probe: ProbeAt) -
     FloatingPointError when a loss or gradient is not finite, DataError when the pairs do not do for the loss.
     """
     algo, experiment = opened.experiment.algo, opened.experiment
-    rows = _laid_out(trl_data.pair_rows(policy.tokenizer, data.train_pairs), algo.pairs_per_step, experiment)
+    rows = _laid_out(partial(trl_data.pair_rows, policy.tokenizer), data.train_pairs, algo.pairs_per_step, experiment)
     kind = PREFERENCE[algo.loss]
     beta = None if algo.loss in REFERENCE_FREE else algo.beta
     watch = Watch(opened.log, probe, beta, start_loss(algo), opened.keeper)
@@ -53,16 +54,16 @@ def train_preference(opened: OpenRun, policy: Any, data: Data, probe: ProbeAt) -
 
 def train_sft(opened: OpenRun, policy: Any, data: Data, probe: ProbeAt) -> None:
     """Train the policy to imitate the data's demonstrations; `probe` as in `train_preference`."""
-    rows = trl_data.demonstration_rows(policy.tokenizer, data.demonstrations)
-    rows = _laid_out(rows, opened.experiment.algo.examples_per_step, opened.experiment)
-    _train(SFT, opened.experiment, policy, rows, Watch(opened.log, probe, keeper=opened.keeper))
+    experiment, lay_out = opened.experiment, partial(trl_data.demonstration_rows, policy.tokenizer)
+    rows = _laid_out(lay_out, data.demonstrations, experiment.algo.examples_per_step, experiment)
+    _train(SFT, experiment, policy, rows, Watch(opened.log, probe, keeper=opened.keeper))
 
 
 def train_reward(opened: OpenRun, reward_model: Any, data: Data, probe: ProbeAt) -> None:
     """Train a reward model on preference pairs; `probe` as in `train_preference`."""
-    rows = trl_data.reward_rows(reward_model.tokenizer, data.train_pairs)
-    rows = _laid_out(rows, opened.experiment.algo.pairs_per_step, opened.experiment)
-    _train(REWARD, opened.experiment, reward_model, rows, Watch(opened.log, probe, keeper=opened.keeper))
+    experiment, lay_out = opened.experiment, partial(trl_data.reward_rows, reward_model.tokenizer)
+    rows = _laid_out(lay_out, data.train_pairs, experiment.algo.pairs_per_step, experiment)
+    _train(REWARD, experiment, reward_model, rows, Watch(opened.log, probe, keeper=opened.keeper))
 
 
 def reward_metrics(reward_model: Any, data: Data, pairs: int) -> dict[str, float]:
@@ -137,8 +138,14 @@ def _train(kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.
         trainer.train()
 
 
-def _laid_out(rows: list[trl_data.Row], per_step: int, experiment: Experiment) -> list[trl_data.Row]:
-    return [rows[i] for i in trl_data.training_order(len(rows), experiment.steps * per_step, experiment.seed)]
+def _laid_out(
+    rows_of: Callable[[list[Any]], list[trl_data.Row]], examples: Sequence[Any], per_step: int, experiment: Experiment
+) -> list[trl_data.Row]:
+    """The rows that the run will see, in order. Examples that it will not are never read or tokenised."""
+    order = trl_data.training_order(len(examples), experiment.steps * per_step, experiment.seed)
+    seen = sorted(set(order))
+    rows = dict(zip(seen, rows_of([examples[i] for i in seen]), strict=True))
+    return [rows[i] for i in order]
 
 
 @contextmanager

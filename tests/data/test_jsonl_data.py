@@ -71,7 +71,7 @@ def test_all_ways_of_writing_a_pair_give_the_same_record(tmp_path):
     ]
     for way in ways:
         data = read(write(tmp_path / "a.jsonl", [way, *pairs(1)]), heldout=0.5)
-        (pair,) = (pair for pair in data.train_pairs + data.heldout_pairs if pair.prompt.text == "Why?")
+        (pair,) = (pair for pair in [*data.train_pairs, *data.heldout_pairs] if pair.prompt.text == "Why?")
         assert pair.prompt.messages == (user,)
         assert (pair.chosen, pair.rejected) == ("Yes.", "No.")
 
@@ -84,7 +84,7 @@ def test_a_conversation_keeps_its_turns(tmp_path):
         {"role": "user", "content": "Why?"},
     ]
     data = read(write(tmp_path / "a.jsonl", [{"prompt": turns, "chosen": "A", "rejected": "B"}, *pairs(1)]))
-    assert tuple(turns) in [pair.prompt.messages for pair in data.train_pairs + data.heldout_pairs]
+    assert tuple(turns) in [pair.prompt.messages for pair in [*data.train_pairs, *data.heldout_pairs]]
 
 
 def test_demonstrations_are_of_training_prompts_only(tmp_path):
@@ -120,7 +120,7 @@ def test_fields_that_are_not_read_are_named(tmp_path):
 def test_long_examples_are_dropped_whole_and_reported_with_their_lengths(tmp_path, tokenizer):
     rows = [*pairs(4), {"prompt": "Why 5?", "chosen": "x" * 99, "rejected": "No."}]
     data = read(write(tmp_path / "a.jsonl", rows), tokenizer, max_completion_tokens=50)
-    assert len(data.train_pairs + data.heldout_pairs) == 4
+    assert len([*data.train_pairs, *data.heldout_pairs]) == 4
     # one token per byte, and EOS: 99 + 1 against len("Because 0.") + 1
     assert data.notes == ("data.max_completion_tokens=50: dropped 1 of 5 (mean 100.0 tokens against 11.0 kept)",)
 
