@@ -175,20 +175,21 @@ def train_reward(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, 
 def take_best_of_n(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, _: RewardModel | None) -> None:
     e = opened.experiment
     ruler = Probe(e.probe, e.sampling, policy, data, rewards, e.seed)
-    look_at(opened, BestOfN(ruler, e.steps).measure)
+    look_at(opened, ruler, BestOfN(ruler, e.steps).measure)
 
 
 def sample_colder(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, _: RewardModel | None) -> None:
     e = opened.experiment
     ruler = Probe(e.probe, e.sampling, policy, data, rewards, e.seed)
-    look_at(opened, Tempered(ruler, e.algo.temperatures, e.algo.top_ps).measure)
+    look_at(opened, ruler, Tempered(ruler, e.algo.temperatures, e.algo.top_ps).measure)
 
 
-def look_at(opened: OpenRun, measure: Measure) -> None:
+def look_at(opened: OpenRun, ruler: Probe, measure: Measure) -> None:
     """A baseline: every step is a probe, nothing is trained."""
     probe = opened.prober(measure)
     for step in range(opened.experiment.steps + 1):
         probe(step)
+        ruler.halving.report(step, opened.event)
         opened.stop.obey()
 
 

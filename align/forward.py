@@ -7,7 +7,7 @@ SmolLM2).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from align.attention import can_pack
+from align.halving import Halving, TooLarge
 from align.head import TokenLogprobs, is_plain
 from align.maths.draw import warp
 from align.maths.logprobs import exact_kl, kept_logprobs, token_logprobs
 from align.packing import Packed, groups_of, pack, right_pad
 from align.records import Completions
 
+AS_GIVEN = Halving(alone=False)  # what runs out of memory has run out of memory
 CHUNK = 64  # positions through the LM head at once; 64 x 49152 float32 logits are 13 MB
 
 
@@ -103,12 +105,11 @@ class Scorer(nn.Module):
 
 @torch.no_grad()
 def score(
-    scorer: Callable[[Batch], Any], batch: Batch, rows: int | None = None, tokens: int | None = None
+    scorer: Callable[[Batch], Any], batch: Batch, halving: Halving = AS_GIVEN, tokens: int | None = None
 ) -> tuple[Tensor, ...]:
     """`scorer(batch)` without gradient, some rows at a time, in the order given. -> what it returns, each [B, T]"""
     fields: list[Tensor] = []
-    for chosen in micro_batches(batch, rows, tokens):
-        got = scorer(batch.rows(chosen))
+    for chosen, got in in_parts(scorer, batch, halving, tokens):
         if not fields:
             fields = [value.new_zeros(batch.completion_mask.shape) for value in got]
         for field, value in zip(fields, got, strict=True):
@@ -141,22 +142,39 @@ def divergence(
     policy: nn.Module,
     reference: nn.Module,
     batch: Batch,
-    rows: int | None = None,
+    halving: Halving = AS_GIVEN,
     sampled: Sharpening = AS_IT_IS,
     tokens: int | None = None,
 ) -> Divergence:
     """The policy as it is sampled against the reference as it is, on the same rows."""
-    shape = batch.completion_mask.shape
-    fields = torch.zeros(4, *shape, device=batch.ids.device)
     heads = output_head(policy), output_head(reference)
-    for chosen in micro_batches(batch, rows, tokens):
-        part = batch.rows(chosen)
+
+    def diverge(part: Batch) -> list[Tensor]:
         (p_hidden, targets), (q_hidden, _) = completion_hidden(policy, part), completion_hidden(reference, part)
         chunks = zip(p_hidden.split(CHUNK), q_hidden.split(CHUNK), targets.split(CHUNK), strict=True)
         values = torch.cat([_diverge(heads[0](p), heads[1](q), y, sampled) for p, q, y in chunks], dim=1)
-        for field, value in zip(fields, values, strict=True):
-            field[chosen, : part.completion_mask.shape[1]] = scatter(value, part.completion_mask)
-    return Divergence(*fields)
+        return [scatter(value, part.completion_mask) for value in values]
+
+    return Divergence(*score(diverge, batch, halving, tokens))
+
+
+def in_parts(
+    scorer: Callable[[Batch], Any], batch: Batch, halving: Halving, tokens: int | None
+) -> Iterator[tuple[Tensor, Any]]:
+    """(rows, `scorer` of them) of each part; one that runs out of memory is halved."""
+    parts = micro_batches(batch, halving.rows, tokens)
+    while parts:
+        chosen = parts.pop(0)
+        try:
+            with halving.trying(len(chosen)):
+                got = scorer(batch.rows(chosen))
+        except TooLarge:
+            got = None
+        if got is None:
+            halving.halve(len(chosen))
+            parts = [*chosen.chunk(2), *parts]
+        else:
+            yield chosen, got
 
 
 def _diverge(p: Tensor, q: Tensor, targets: Tensor, sampled: Sharpening) -> Tensor:

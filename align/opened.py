@@ -117,6 +117,7 @@ class OpenRun:
 
         def measure(step: int) -> Measured:
             metrics, samples = ruler.measure(step)
+            ruler.halving.report(step, self.event)
             if step == 0 and any(metrics[key] != 0 for key in ("kl/k1", "kl/k3", "kl/exact")):
                 raise RuntimeError(f"KL to the reference at step 0 is {metrics['kl/k1']:.3g} nats, not 0: policy and "
                                    "reference do not start from the same weights")  # fmt: skip

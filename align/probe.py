@@ -18,6 +18,7 @@ from torch import Tensor
 from align.data import Data
 from align.data.tokens import encode_completion, encode_prompt
 from align.forward import AS_IT_IS, Batch, Divergence, Scorer, Sharpening, batch_of, divergence, score
+from align.halving import Halving
 from align.maths.kl import k1
 from align.maths.masked import masked_sum
 from align.maths.preference import accuracy
@@ -54,6 +55,7 @@ class Probe:
         self.neutral = replace(self.sampling, temperature=1.0, top_k=None, top_p=None, min_p=None)
         self._reference: tuple[Tensor, Tensor] | None = None  # gold and length of its own answers, [B] each
         self.train_pairs = self.data.train_pairs[: self.cfg.train_pairs or 0]
+        self.halving = Halving()
         self._reference_pairs: dict[str, Tensor] = {}  # "" held out, "train_" trained on
 
     def measure(self, step: int) -> Measured:
@@ -65,7 +67,7 @@ class Probe:
         if step == 0 and self.data.gold is not None:  # nothing is trained yet: these are the reference's own answers
             self._reference = self.gold(completions), completions.lengths.float()
         batch = self.batch(completions)
-        found = divergence(policy.model, policy.reference, batch, tokens=TOKENS)
+        found = divergence(policy.model, policy.reference, batch, self.halving, tokens=TOKENS)
         metrics, samples = self.judged(step, completions, found)
         metrics |= self._pairs(self.pairs) | self._pairs(self.train_pairs, "train_") | self._greedy()
         metrics["time/probe"] = time.perf_counter() - started
@@ -140,8 +142,10 @@ class Probe:
             return {}
         batch = pair_batch(pairs, self.policy)
         if which not in self._reference_pairs:  # the reference never changes: once is enough
-            self._reference_pairs[which] = score(Scorer(self.policy.reference, 1.0), batch, tokens=TOKENS)[0]
-        logprobs, _ = score(Scorer(self.policy.model, 1.0), batch, tokens=TOKENS)
+            self._reference_pairs[which] = score(
+                Scorer(self.policy.reference, 1.0), batch, self.halving, tokens=TOKENS
+            )[0]
+        logprobs, _ = score(Scorer(self.policy.model, 1.0), batch, self.halving, tokens=TOKENS)
         chosen, rejected = masked_sum(k1(logprobs, self._reference_pairs[which]), batch.completion_mask, -1).chunk(2)
         return {
             f"pref/{which}accuracy": float(accuracy(chosen, rejected)),
@@ -149,6 +153,9 @@ class Probe:
             f"pref/{which}chosen_logprob": float(chosen.mean()),
             f"pref/{which}rejected_logprob": float(rejected.mean()),
         }
+
+    def _logprobs(self, model: Any, batch: Batch) -> Tensor:
+        return score(Scorer(model, 1.0), batch, self.halving, TOKENS)[0]
 
     def _greedy(self) -> dict[str, float]:
         if self.data.verifier is None or not self.cfg.greedy:

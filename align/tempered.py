@@ -30,5 +30,5 @@ class Tempered:
         top_p = None if self.top_ps is None or self.top_ps[step] == 1 else self.top_ps[step]  # 1 cuts nothing off
         sampled = Sharpening(self.temperatures[step], top_p)
         completions = ruler.answers(sampled)
-        found = divergence(policy.model, policy.reference, ruler.batch(completions), sampled=sampled, tokens=TOKENS)
+        found = divergence(policy.model, policy.reference, ruler.batch(completions), ruler.halving, sampled, TOKENS)
         return ruler.judged(step, completions, found)

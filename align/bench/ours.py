@@ -63,8 +63,13 @@ def forced_lengths(policy: Any, lengths: Mapping[str, Sequence[int]]) -> Iterato
         on_policy.sample = free
 
 
+def _spoilt(kind: str, step: int, sentence: str, **details: Any) -> None:
+    """Less memory than the work takes, and so other work than was to be timed."""
+    raise RuntimeError(sentence)
+
+
 def _opened(experiment: Experiment, stamps: Stamps) -> Any:
-    return SimpleNamespace(experiment=experiment, log=stamps.log, keeper=None)
+    return SimpleNamespace(experiment=experiment, log=stamps.log, event=_spoilt, keeper=None)
 
 
 def _pairs(experiment: Experiment, policy: Any, given: Inputs, stamps: Stamps) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn, set_grad_enabled
 from align.checkpoints import load_trainable
 from align.critic import Trained
 from align.forward import Batch, batch_of, micro_batches
+from align.halving import Halving, TooLarge
 from align.maths.masked import masked_sum
 from align.maths.policy import Denominators
 from align.models import Policy
@@ -51,6 +52,7 @@ class Learner:
             warnings.simplefilter("ignore")  # of names to come in DDP
             self.trained, self.optimizer = accelerator.prepare(trained, optimizer)
         self.outliers: list[Outlier] = []
+        self.halving = Halving(self.algo.micro_batch, alone=accelerator.num_processes == 1)
 
     @property
     def updates(self) -> int:
@@ -92,21 +94,50 @@ class Learner:
         denominators = Denominators(
             int(counted.sum()), int(counted.any(-1).sum()), self.experiment.sampling.max_new_tokens
         )
-        totals: dict[str, float] = {}
-        for learning, places in self.split(targets, mine):
+        before = len(self.outliers)
+
+        def attempt() -> dict[str, float] | None:
+            try:
+                return self.gradients(rollout, targets, whole, mine, kl_coef, denominators)
+            except TooLarge as error:
+                rows = error.rows
+            self.halving.halve(rows)
+            return None
+
+        while (totals := attempt()) is None:  # what the minibatch has left behind so far does not count
+            self.trained.zero_grad(set_to_none=True)
+            del self.outliers[before:]
+        summed = self.summed(totals)
+        return summed | self.apply(summed, step)
+
+    def gradients(
+        self,
+        rollout: Rollout,
+        targets: Targets,
+        whole: Batch,
+        rows: Tensor,
+        kl_coef: float | None,
+        denominators: Denominators,
+    ) -> dict[str, float]:
+        """Of a minibatch's rows, summed over its micro-batches; returns what is logged, summed too. Raises TooLarge."""
+        world, totals = self.accelerator.num_processes, dict[str, float]()
+        for learning, places in self.split(targets, rows):
             minibatch = whole.rows(places.to(whole.ids.device))
-            parts = micro_batches(minibatch, self.algo.micro_batch, self.algo.micro_batch_tokens)
-            for number, rows in enumerate(parts):
+            parts = micro_batches(minibatch, self.halving.rows, self.algo.micro_batch_tokens)
+            for number, chosen in enumerate(parts):
                 last = number + 1 == len(parts)
-                with nullcontext() if last else self.accelerator.no_sync(self.trained), set_grad_enabled(learning):
-                    part, at = minibatch.rows(rows), places[rows.cpu()]
+                with (
+                    nullcontext() if last else self.accelerator.no_sync(self.trained),
+                    set_grad_enabled(learning),
+                    self.halving.trying(len(chosen)),
+                ):
+                    part, at = minibatch.rows(chosen), places[chosen.cpu()]
                     for loss, stats in self.losses(rollout, targets, part, at, kl_coef, denominators):
                         if learning:
                             self.accelerator.backward(loss * world)  # DDP averages over processes
                         for key, value in stats.items():
                             totals[key] = totals.get(key, 0.0) + float(value)
-        summed = self.summed(totals)
-        return summed | self.apply(summed, step)
+        return totals
 
     def split(self, targets: Targets, rows: Tensor) -> list[tuple[bool, Tensor]]:
         """Rows to learn from, and those whose gradient is exactly 0 (every advantage is 0, no KL or critic is in the

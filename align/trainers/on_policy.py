@@ -86,6 +86,7 @@ class OnPolicyTrainer:
             scored = time.perf_counter()
             stats |= targets.stats | self.learner.update(rollout, targets, step, self.memory.kl_coef)
             stats |= self.control(rollout, rollout.completions.mask & targets.usable.unsqueeze(-1))
+            self.learner.halving.report(step + 1, hooks.event)
             reports.outliers(self.learner.outliers, rollout, self.experiment.guard, step, hooks.event)
             self.watch_critic(stats, step, hooks.event)
             now = time.perf_counter()
@@ -154,7 +155,7 @@ class OnPolicyTrainer:
         if world > 1:
             batch = batch.rows(torch.arange(len(batch.ids), device=batch.ids.device).chunk(world)[rank])
         algo, kl = self.algo, self.algo.kl
-        size = algo.micro_batch, algo.micro_batch_tokens
+        size = self.learner.halving, algo.micro_batch_tokens
         needs_old = self.learner.updates > 1 or kl.where == "reward" or kl.target_nats_per_sequence is not None
         old, values = None, None
         if needs_old or (algo.critic is not None and not self.scorers.two_passes):

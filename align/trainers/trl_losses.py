@@ -20,6 +20,7 @@ from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from align.halving import Halving
 from align.maths import preference
 from align.trainers import trl_args
 from align.trainers.trl_data import IGNORED, Row, kto_rows
@@ -38,9 +39,10 @@ class _Prepared:
     def _send_telemetry(self) -> None:
         """TRL would report class, model and device; the environment variable alone is too late once hub is imported."""
 
-    def begin_at(self, step: int, rule: str, skipped: Callable[[], None]) -> None:
-        """The update to start at, the rule for numbers that are not finite, and whom to tell when one is skipped."""
-        self._begin, self._rule, self._skipped = step, rule, skipped
+    def begin_at(self, step: int, rule: str, skipped: Callable[[], None], halving: Halving) -> None:
+        """The update to start at, the rule for numbers that are not finite, whom to tell when one is skipped, and
+        whether a micro-batch that runs out of memory ends the run or raises TooLarge."""
+        self._begin, self._rule, self._skipped, self._halving = step, rule, skipped, halving
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Trainer's own resume reads a checkpoint folder of its own; ours only needs the counter to start elsewhere."""
@@ -49,7 +51,8 @@ class _Prepared:
         return epochs
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        with self._halving.trying(self.args.per_device_train_batch_size):  # type: ignore[attr-defined]
+            loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
         if self._rule == "stop" and self.accelerator.num_processes == 1:  # type: ignore[attr-defined]
             self._need_finite("loss", loss)  # of several processes all see it in the gradient, together
         return loss
@@ -195,6 +198,7 @@ class Kind(NamedTuple):
     settings: Callable[..., dict[str, Any]]  # experiment, folder, processes -> arguments of `config`
     extra: Callable[[Experiment, Any], dict[str, Any]] = lambda experiment, policy: {}  # further trainer arguments
     layout: Callable[[list[Row], int], list[Row]] = lambda rows, pairs_per_step: rows
+    halves: bool = True  # whether a step's numbers are the same with smaller micro-batches
     faster: Callable[[Any], None] = score_packed  # gives a base our forward, once TRL has given it its own
 
 
@@ -216,8 +220,8 @@ PREFERENCE = {
     "cdpo": _OWN,
     "rdpo": _OWN,
     "simpo": _OWN,
-    "kto": Kind(Kto, KTOConfig, trl_args.kto_args, _reference, kto_rows),
-    "orpo": Kind(Orpo, ORPOConfig, trl_args.orpo_args),
+    "kto": Kind(Kto, KTOConfig, trl_args.kto_args, _reference, kto_rows, halves=False),  # its reference point is a mean
+    "orpo": Kind(Orpo, ORPOConfig, trl_args.orpo_args, halves=False),  # so is its NLL, over the micro-batch's tokens
 }
 SFT = Kind(Sft, SFTConfig, trl_args.sft_args)
 REWARD = Kind(RewardModel, RewardConfig, trl_args.reward_args, faster=rate_packed)

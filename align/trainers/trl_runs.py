@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,12 @@ from transformers import PrinterCallback, Trainer
 from transformers.utils import logging as transformers_logging
 
 from align.checkpoints import load_trainable
+from align.halving import Halving, TooLarge
 from align.maths import preference
 from align.refusals import ConfigError
 from align.trainers import trl_data
 from align.trainers.trl_losses import PREFERENCE, REFERENCE_FREE, REWARD, SFT, Kind, base_of
-from align.trainers.trl_watch import Watch, Watcher, start_loss
+from align.trainers.trl_watch import Begin, Watch, Watcher, start_loss
 from reward_models.base import evaluate
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def train_preference(opened: OpenRun, policy: Any, data: Data, probe: ProbeAt) -
     rows = _laid_out(partial(trl_data.pair_rows, policy.tokenizer), data.train_pairs, algo.pairs_per_step, experiment)
     kind = PREFERENCE[algo.loss]
     beta = None if algo.loss in REFERENCE_FREE else algo.beta
-    watch = Watch(opened.log, probe, beta, start_loss(algo), opened.keeper)
+    watch = Watch(opened.log, probe, beta, start_loss(algo), opened.keeper, opened.event)
     _train(kind, experiment, policy, kind.layout(rows, algo.pairs_per_step), watch)
 
 
@@ -56,14 +58,14 @@ def train_sft(opened: OpenRun, policy: Any, data: Data, probe: ProbeAt) -> None:
     """Train the policy to imitate the data's demonstrations; `probe` as in `train_preference`."""
     experiment, lay_out = opened.experiment, partial(trl_data.demonstration_rows, policy.tokenizer)
     rows = _laid_out(lay_out, data.demonstrations, experiment.algo.examples_per_step, experiment)
-    _train(SFT, experiment, policy, rows, Watch(opened.log, probe, keeper=opened.keeper))
+    _train(SFT, experiment, policy, rows, Watch(opened.log, probe, keeper=opened.keeper, event=opened.event))
 
 
 def train_reward(opened: OpenRun, reward_model: Any, data: Data, probe: ProbeAt) -> None:
     """Train a reward model on preference pairs; `probe` as in `train_preference`."""
     experiment, lay_out = opened.experiment, partial(trl_data.reward_rows, reward_model.tokenizer)
     rows = _laid_out(lay_out, data.train_pairs, experiment.algo.pairs_per_step, experiment)
-    _train(REWARD, experiment, reward_model, rows, Watch(opened.log, probe, keeper=opened.keeper))
+    _train(REWARD, experiment, reward_model, rows, Watch(opened.log, probe, keeper=opened.keeper, event=opened.event))
 
 
 def reward_metrics(reward_model: Any, data: Data, pairs: int) -> dict[str, float]:
@@ -119,23 +121,52 @@ def build_trainer(kind: Kind, experiment: Experiment, policy: Any, rows: list[tr
 
 def _train(kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.Row], watch: Watch) -> None:
     """Rows are in the order of training, so going on from step n is leaving out those of the first n steps."""
-    start = watch.keeper.start if watch.keeper else None
-    done = start.step if start else 0
-    if start is not None:
+    begin, per_step = Begin(), len(rows) // experiment.steps
+    if watch.keeper and (start := watch.keeper.start):
         load_trainable(policy.model, start.weights)
-    if done == experiment.steps:  # stopped in its last probe
-        watch.probe(done)
+        begin = Begin(start.step, start.state, watch.keeper.restore_rng)
+    if begin.step == experiment.steps:  # stopped in its last probe
+        watch.probe(begin.step)
         return
+    algo = copy(experiment.algo)
+    alone = kind.halves and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    halving = Halving(algo.micro_batch, alone, whole=per_step)
+    experiment = copy(experiment)
+    experiment.algo = algo
+    while (
+        again := _attempt(kind, experiment, policy, rows[begin.step * per_step :], watch, begin, halving)
+    ) is not None:
+        begin, algo.micro_batch = again, halving.rows
+        halving.report(begin.step + 1, watch.event)
+
+
+def _attempt(
+    kind: Kind,
+    experiment: Experiment,
+    policy: Any,
+    rows: list[trl_data.Row],
+    watch: Watch,
+    begin: Begin,
+    halving: Halving,
+) -> Begin | None:
+    """To the end, or as far as memory lasts: then where to begin again, with smaller micro-batches."""
     with tempfile.TemporaryDirectory() as nowhere, _quiet(), _own_forward(policy):  # TRL needs a folder; it stays empty
-        trainer = build_trainer(kind, experiment, policy, rows[done * (len(rows) // experiment.steps) :], Path(nowhere))
-        watcher = Watcher(watch, policy.model)
+        trainer = build_trainer(kind, experiment, policy, rows, Path(nowhere))
+        watcher = Watcher(watch, policy.model, begin)
 
         def skipped() -> None:
             watcher.skipped += 1
 
-        trainer.begin_at(done, experiment.guard.nonfinite, skipped)
+        trainer.begin_at(begin.step, experiment.guard.nonfinite, skipped, halving)
         trainer.add_callback(watcher)
-        trainer.train()
+        try:
+            trainer.train()
+            return None
+        except TooLarge as error:
+            size, again = error.rows, watcher.again(trainer.state.global_step)
+        policy.model.zero_grad(set_to_none=True)
+        halving.halve(size)
+        return again
 
 
 def _laid_out(

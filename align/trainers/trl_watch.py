@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from align.checkpoints import Keeper, Snapshot
+from align.checkpoints import Keeper, restore_rng, rng_state
 from align.maths import preference
 
 # TRL's key -> ours. What is not here is dropped (its times and token counts: we have our own).
@@ -76,35 +77,43 @@ class Watch:
     beta: float | None = None  # of the loss's reference; see `translate`
     start_loss: float | None = None  # what the first row's loss must be
     keeper: Keeper | None = None  # of checkpoints; None keeps none
+    event: Callable[..., None] = lambda *args, **details: None  # something that a reader should see
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where a trainer begins: after `step` updates."""
+
+    step: int = 0
+    state: Mapping[str, Any] | None = None  # of optimizer and schedule; None: new ones
+    restore_rng: Callable[[], None] = lambda: None
+    looked: bool = False  # whether the probe of that step and its checkpoint are done
 
 
 class Watcher(TrainerCallback):
     """The one callback. Raises RuntimeError when the first loss is not that of a policy at its reference."""
 
-    def __init__(self, watch: Watch, trained: Any):
-        self.watch = watch
+    def __init__(self, watch: Watch, trained: Any, begin: Begin):
+        self.watch, self.begin = watch, begin
         self.trained = trained  # the module whose weights are kept
         self.skipped = 0  # updates that guard.nonfinite left out since the last row
         self._began = 0.0
+        self._streams: Mapping[str, Any] = {}
         self._parts: dict[str, Any] = {}
-
-    @property
-    def _start(self) -> Snapshot | None:
-        return self.watch.keeper.start if self.watch.keeper else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         self._parts = parts
-        start = self._start
-        if start is not None:
-            parts["optimizer"].load_state_dict(start.state["optimizer"])
-            parts["lr_scheduler"].load_state_dict(start.state["schedule"])
-        self._look(start.step if start else 0)
+        if self.begin.state is not None:
+            parts["optimizer"].load_state_dict(self.begin.state["optimizer"])
+            parts["lr_scheduler"].load_state_dict(self.begin.state["schedule"])
+        if not self.begin.looked:
+            self._look(self.begin.step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
-        if self._start is not None and state.global_step == self._start.step:
-            assert self.watch.keeper is not None
-            self.watch.keeper.restore_rng()  # here: a data loader draws from the global stream when it starts
+        if state.global_step == self.begin.step:
+            self.begin.restore_rng()  # here: a data loader draws from the global stream when it starts
+        self._streams = rng_state()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Called once after each optimizer step, and once more with a summary that has no "loss"."""
@@ -124,6 +133,10 @@ class Watcher(TrainerCallback):
         self.watch.probe(step)
         if self.watch.keeper is not None:
             self.watch.keeper.save(step, self.trained, self._state)
+
+    def again(self, step: int) -> Begin:
+        """From the updates that are done, with the random numbers of the one that was not."""
+        return Begin(step, self._state(), partial(restore_rng, self._streams), looked=True)
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -48,7 +48,7 @@ def whole(folder: Path) -> tuple[RunRecord, dict[str, bytes]]:
     return run, weights
 
 
-def carry_out(folder: str, overrides: tuple[str, ...]) -> None:
+def carry_out(folder: str, overrides: tuple[str, ...], quiet: bool = True) -> None:
     import torch
 
     from tests.end_to_end.helpers import execute
@@ -62,7 +62,11 @@ def carry_out(folder: str, overrides: tuple[str, ...]) -> None:
         flush(handle)
 
     os.fsync = slowly
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.suppress(KeyboardInterrupt):
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.suppress(KeyboardInterrupt),
+        contextlib.redirect_stderr(nowhere) if quiet else contextlib.nullcontext(),
+    ):
         execute(Path(folder), f"run_dir={folder}/run", *overrides)
 
 
@@ -75,6 +79,29 @@ def typed(said: Path, *overrides: str) -> tuple[int | None, str]:
     child = _started(command, overrides, str(said))
     child.join()
     return child.exitcode, said.read_text()
+
+
+def within(folder: Path, limit: int | None, *overrides: str) -> int:
+    """Carries it out in an address space of `limit` more bytes than it starts with. -> by how many it grew"""
+    folder.mkdir(parents=True)
+    child = _started(limited, str(folder), limit, overrides)
+    child.join()
+    assert child.exitcode == 0, (folder / "said.txt").read_text()
+    return int((folder / "grown").read_text())
+
+
+def limited(folder: str, limit: int | None, overrides: tuple[str, ...]) -> None:
+    import resource
+
+    def size(field: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
+
+    started = size("VmSize")
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (started + limit, started + limit))
+    with open(Path(folder) / "said.txt", "w") as said, contextlib.redirect_stderr(said):
+        carry_out(folder, overrides, quiet=False)
+    (Path(folder) / "grown").write_text(str(size("VmPeak") - started))
 
 
 def _started(target: Callable[..., None], *arguments: Any) -> BaseProcess:

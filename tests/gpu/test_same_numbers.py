@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from align.data.tokens import encode_prompt
 from align.forward import Scorer, batch_of, divergence, score
+from align.halving import Halving
 from align.models import Policy
 from align.records import Completions
 from align.sampling import sample
@@ -44,7 +45,7 @@ def weighted_gradient(policy: Policy, made: Completions) -> Tensor:
 def test_logprobs_and_gradients_are_the_cpus(family, make):
     made, cpu, gpu = rollout(family), make(family), moved(make(family))
     ours, theirs = (
-        score(Scorer(p.model, 0.8), batch_of(made, TOKENIZER.pad_token_id, p.device), rows=3)[0].cpu()
+        score(Scorer(p.model, 0.8), batch_of(made, TOKENIZER.pad_token_id, p.device), Halving(3))[0].cpu()
         for p in (gpu, cpu)
     )
     assert_close(ours, theirs, rtol=0, atol=1e-4)  # an H100 and a CPU: 3.5e-5 at most
@@ -89,5 +90,5 @@ def test_exact_kl_is_the_cpus(family):
     found: list[Any] = []
     for policy in (moved(families.policy(family)), families.policy(family)):
         batch = batch_of(made, TOKENIZER.pad_token_id, policy.device)
-        found.append(divergence(policy.model, policy.reference, batch, rows=5))
+        found.append(divergence(policy.model, policy.reference, batch, Halving(5)))
     assert_close(found[0].exact_kl.cpu(), found[1].exact_kl, rtol=1e-5, atol=1e-5)

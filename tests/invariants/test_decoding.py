@@ -19,6 +19,7 @@ from align.attention import DECODED, FAMILIES
 from align.checkpoints import load_trainable
 from align.data.tokens import encode_prompt
 from align.forward import Scorer, batch_of, causal_lm, score
+from align.halving import Halving
 from align.lora import use_fused
 from align.maths.draw import noise_of
 from align.models import Policy, twin
@@ -60,7 +61,7 @@ def unmerged(**changes: Any) -> Any:
 
 def scored(policy: Policy, made: Completions, model: Any = None) -> Tensor:
     scorer = Scorer(policy.model if model is None else model, 1.0)
-    return score(scorer, batch_of(made, TOKENIZER.pad_token_id, policy.device), rows=3)[0]
+    return score(scorer, batch_of(made, TOKENIZER.pad_token_id, policy.device), Halving(3))[0]
 
 
 @pytest.mark.parametrize("family", families.CONFIGS)

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from align import forward
 from align.forward import Batch, Scorer, batch_of, divergence, micro_batches, score
+from align.halving import Halving
 from align.records import Completions
 from align.sampling import sample
 from tests.invariants import families
@@ -101,7 +102,7 @@ def test_a_lora_policys_gradient_is_the_plain_forwards(chunk):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_kl_is_the_sum_over_the_whole_vocabulary(family, chunk):
     policy, made, batch = rollout(family)
-    found = divergence(policy.model, policy.reference, batch, rows=5)
+    found = divergence(policy.model, policy.reference, batch, Halving(5))
     with torch.no_grad():
         log_p, log_q = (plain_distributions(m, made, 1.0).double() for m in (policy.model, policy.reference))
     for i, length in enumerate(made.lengths.tolist()):
@@ -116,7 +117,7 @@ def test_exact_kl_is_the_sum_over_the_whole_vocabulary(family, chunk):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_roles_are_scored_at_temperature_one(family, chunk):
     policy, made, batch = rollout(family)
-    found = divergence(policy.model, policy.reference, batch, rows=5)
+    found = divergence(policy.model, policy.reference, batch, Halving(5))
     with torch.no_grad():
         (p, entropy), (q, _) = plain(policy.model, made, 1.0), plain(policy.reference, made, 1.0)
     for got, expected in ((found.logprobs, p), (found.reference_logprobs, q), (found.entropy, entropy)):
@@ -126,7 +127,7 @@ def test_both_roles_are_scored_at_temperature_one(family, chunk):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_policy_that_is_its_reference_has_no_kl_to_the_last_bit(family, chunk):
     policy, _, batch = rollout(family)
-    found = divergence(policy.model, families.model(family), batch, rows=5)
+    found = divergence(policy.model, families.model(family), batch, Halving(5))
     assert torch.equal(found.logprobs, found.reference_logprobs)
     assert found.exact_kl.abs().max() == 0
 
@@ -135,7 +136,7 @@ def test_the_mean_of_k1_is_the_exact_kl():
     """4096 one-token completions: within four standard errors of the sum over the vocabulary."""
     policy = families.policy("llama")
     made = sample(policy, PROMPTS[:1], 4096, families.sampling(max_new_tokens=1, rows=4096), seed=0)
-    found = divergence(policy.model, policy.reference, batch_of(made, 0, policy.device), rows=4096)
+    found = divergence(policy.model, policy.reference, batch_of(made, 0, policy.device), Halving(4096))
     k1 = (found.logprobs - found.reference_logprobs)[:, 0]
     assert abs(k1.mean() - found.exact_kl[0, 0]) < 4 * k1.std() / 64
     assert k1.std() / 64 < 0.1 * k1.mean()
@@ -161,7 +162,7 @@ def test_scoring_in_pieces_changes_nothing(rows, chunk):
     assert sorted(torch.cat(pieces).tolist()) == list(range(12))
     with torch.no_grad():
         whole = scorer(batch)
-    for got, expected in zip(score(scorer, batch, rows), whole, strict=True):
+    for got, expected in zip(score(scorer, batch, Halving(rows)), whole, strict=True):
         assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 

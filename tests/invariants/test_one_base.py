@@ -70,7 +70,7 @@ def nothing(*_: Any, **__: Any) -> None: ...
 def silent(e: Experiment) -> Any:
     """An open run that writes nothing: a checkpoint further apart than the run is long."""
     keeper = Keeper(Path("nowhere"), Checkpoint(every=e.steps + 1, keep=1), e.steps, Accelerator(cpu=True), dict)
-    return SimpleNamespace(experiment=e, log=nothing, keeper=keeper)
+    return SimpleNamespace(experiment=e, log=nothing, event=nothing, keeper=keeper)
 
 
 def trained_reward_model(folder: Path) -> tuple[RewardModel, Path]:

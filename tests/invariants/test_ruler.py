@@ -14,6 +14,7 @@ from torch import Tensor, tensor
 
 from align.data.tokens import encode_prompt
 from align.forward import Batch, Sharpening, divergence
+from align.halving import Halving
 from align.maths.draw import warp
 from align.maths.kl import k1, k3
 from align.maths.masked import masked_sum
@@ -79,7 +80,7 @@ def every_first_token(policy: Policy) -> tuple[Batch, Tensor]:
 def test_exact_kl_is_the_kl_of_whole_answers_to_1e_6():
     policy = nearby()
     batch, p = every_first_token(policy)
-    found = divergence(policy.model, policy.reference, batch, 64)
+    found = divergence(policy.model, policy.reference, batch, Halving(64))
     expected = float((p * masked_sum(found.exact_kl, batch.completion_mask, -1).double()).sum())
     truth, _ = true_kl(policy)
     assert 0.05 < truth < 1
@@ -91,7 +92,7 @@ def test_sampled_estimates_are_within_their_intervals_of_the_truth(temperature):
     policy = nearby()
     answers = sample(policy, [PROMPT], N, families.sampling(temperature, TOKENS, rows=2000), seed=1)
     batch = Batch(*_rows(answers))
-    found = divergence(policy.model, policy.reference, batch, 500, Sharpening(temperature))
+    found = divergence(policy.model, policy.reference, batch, Halving(500), Sharpening(temperature))
     metrics, mask = kl_metrics(found, batch.completion_mask), batch.completion_mask
     truth, length = true_kl(policy, temperature)
     one = masked_sum(k1(found.logprobs, found.reference_logprobs), mask, -1)
@@ -114,7 +115,7 @@ def test_a_nucleus_is_measured_as_it_is_sampled(temperature):
     cfg = replace(families.sampling(temperature, TOKENS, rows=2000), top_p=0.8)
     answers = sample(policy, [PROMPT], N, cfg, seed=1)
     batch = Batch(*_rows(answers))
-    found, mask = divergence(policy.model, policy.reference, batch, 500, sampled), batch.completion_mask
+    found, mask = divergence(policy.model, policy.reference, batch, Halving(500), sampled), batch.completion_mask
     assert torch.allclose(found.logprobs, answers.logprobs, rtol=0, atol=1e-4)
     truth, _ = true_kl(policy, *sampled)
     metrics = kl_metrics(found, mask)

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from align.data.tokens import encode_prompt
 from align.forward import Scorer, batch_of, score
+from align.halving import Halving
 from align.records import Completions
 from align.sampling import sample
 from tests.invariants import families
@@ -91,7 +92,7 @@ def test_the_samplers_logprobs_are_the_scorers(family, temperature):
     policy = families.policy(family)
     made = sample(policy, PROMPTS, 4, families.sampling(temperature), seed=3)
     batch = batch_of(made, TOKENIZER.pad_token_id, policy.device)
-    logprobs, _ = score(Scorer(policy.model, temperature), batch, rows=3)
+    logprobs, _ = score(Scorer(policy.model, temperature), batch, Halving(3))
     assert_close(made.logprobs, logprobs, rtol=0, atol=1e-4)
 
 

@@ -30,11 +30,15 @@ class Record:
         self.keeper = keeper
         self.events: list[tuple[str, int]] = []
         self.rows: list[dict[str, float]] = []
+        self.told: list[tuple[str, int, dict[str, Any]]] = []
         self._probe = probe
 
     def log(self, step: int, row: dict[str, float]) -> None:
         self.events.append(("train", step))
         self.rows.append(row)
+
+    def event(self, kind: str, step: int, sentence: str, **details: Any) -> None:
+        self.told.append((kind, step, details))
 
     def probe(self, step: int) -> None:
         self.events.append(("probe", step))
@@ -46,7 +50,7 @@ def run(name: str, experiment: Any = None, model: Any = None, record: Record | N
     record = record or Record()
     experiment = experiment or settings(name)
     model = model or trained_by(name)
-    opened = SimpleNamespace(experiment=experiment, log=record.log, keeper=record.keeper)
+    opened = SimpleNamespace(experiment=experiment, log=record.log, event=record.event, keeper=record.keeper)
     train = {"sft": trl_runs.train_sft, "reward": trl_runs.train_reward}.get(name, trl_runs.train_preference)
     train(opened, model, tiny.DATA, record.probe)
     return record
