@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from align.alarms import ALARM, Watcher
 from align.algo_laws import UNTRAINED
-from align.checkpoints import Keeper, Snapshot, kept_rng
+from align.checkpoints import Keeper, Snapshot, kept_rng, need_finite
 from align.data import Data
 from align.device import return_freed_memory
 from align.models import Policy
@@ -153,6 +153,7 @@ class OpenRun:
                 interrupt.add_note(str(self.path))
             raise
         if self.run is not None:
+            need_finite(trained.model, self.experiment.steps)
             trained.save(self.path)
 
 

@@ -115,7 +115,12 @@ class Probe:
     def answers(self, sampled: Sharpening = AS_IT_IS) -> Completions:
         """probe.samples completions of each prompt by the policy as it is now."""
         sampling = replace(self.neutral, temperature=sampled.temperature, top_p=sampled.top_p)
-        return sample(self.policy, self.prompts, self.cfg.samples, sampling, self._seed)
+        return self._finite(sample(self.policy, self.prompts, self.cfg.samples, sampling, self._seed))
+
+    def _finite(self, answers: Completions) -> Completions:
+        if not answers.logprobs.isfinite().all():
+            raise FloatingPointError("the policy's logits are not finite: what it answers is no sample of anything")
+        return answers
 
     def batch(self, completions: Completions) -> Batch:
         return batch_of(completions, self.policy.tokenizer.pad_token_id, self.policy.device)
@@ -155,12 +160,15 @@ class Probe:
         }
 
     def _logprobs(self, model: Any, batch: Batch) -> Tensor:
-        return score(Scorer(model, 1.0), batch, self.halving, TOKENS)[0]
+        logprobs = score(Scorer(model, 1.0), batch, self.halving, TOKENS)[0]
+        if not logprobs.isfinite().all():
+            raise FloatingPointError("logprobs of the probe's pairs are not finite")
+        return logprobs
 
     def _greedy(self) -> dict[str, float]:
         if self.data.verifier is None or not self.cfg.greedy:
             return {}
-        answers = sample(self.policy, self.prompts, 1, self.neutral, self._seed, greedy=True)
+        answers = self._finite(sample(self.policy, self.prompts, 1, self.neutral, self._seed, greedy=True))
         return {"accuracy/greedy": float(self._score("verifier", self.data.verifier, answers).mean())}
 
 

@@ -82,8 +82,9 @@ class Rollout:
 
     @property
     def finite(self) -> Tensor:
-        """[B] bool: reward, logprobs and values are all finite."""
-        fields = [f for f in (self.old_logprobs, self.reference_logprobs, self.values) if f is not None]
+        """[B] bool: reward, logprobs (the sampler's too: it draws any token from a NaN) and values are all finite."""
+        known = (self.completions.logprobs, self.old_logprobs, self.reference_logprobs, self.values)
+        fields = [f for f in known if f is not None]
         found = self.rewards.isfinite()
         for values in fields:
             found = found & (values.isfinite() | ~self.completions.mask).all(-1)
