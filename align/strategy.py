@@ -56,7 +56,9 @@ def obtained(accelerator: Accelerator) -> str:
 def prepare(env: Mapping[str, str] = os.environ) -> None:
     """Refuses, before Accelerate is asked for anything, what it would stop at with a traceback or pass over."""
     if asked(env).startswith("zero"):
-        need(importlib.util.find_spec("deepspeed") is not None, KEY, asked(env), "needs DeepSpeed: pip install deepspeed")
+        need(
+            importlib.util.find_spec("deepspeed") is not None, KEY, asked(env), "needs DeepSpeed: pip install deepspeed"
+        )
     need(
         not ("ACCELERATE_USE_CPU" in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env),
         "num_processes (accelerate launch)",
