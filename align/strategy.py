@@ -21,13 +21,17 @@ from align.schema import Experiment
 KEY = "distributed_type (accelerate launch)"
 ALONE, DDP = "one process", "ddp"
 WHOLE = (
-    "cuts the model's parameters up, and here the probe, the sampler and the reference need them whole on a process; "
+    "cuts the model's parameters up, and the probe, the sampler and the reference, whose base is the policy's, need them "
+    "whole; "
 )
 STEPS = (
-    "updates within DeepSpeed's backward pass, before guard.nonfinite and the gradient norms of each role could be "
-    "looked at, and keeps its optimizer where checkpoints do not reach; "
+    "leaves a piece of the optimizer on each process, of which a checkpoint would keep one, and DeepSpeed steps within "
+    "each backward pass, where the on-policy loop accumulates micro-batches; "
 )
-FIX = "use conf/accelerate/ddp.yaml: with model.lora gradients and optimizer, which it does not cut up, are small"
+FIX = (
+    "use conf/accelerate/ddp.yaml: with model.lora gradients and optimizer, which it does not cut up, are small, and "
+    "model.quant=nf4 is for a base that is not"
+)
 
 
 def asked(env: Mapping[str, str]) -> str:

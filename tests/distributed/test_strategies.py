@@ -11,7 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
-from align import strategy
+from align import run, strategy
 from align.refusals import ConfigError
 from tests.config.test_conf import composed
 from tests.distributed.launched import FOLDER, NAMES, arguments, environment
@@ -94,8 +94,8 @@ def test_a_precision_that_no_run_would_use_is_refused():
     [
         ("fsdp2", "FSDP", 2, "need them whole"),
         ("zero3", "DEEPSPEED", 3, "need them whole"),
-        ("zero1", "DEEPSPEED", 1, "guard.nonfinite"),
-        ("zero2", "DEEPSPEED", 2, "guard.nonfinite"),
+        ("zero1", "DEEPSPEED", 1, "a piece of the optimizer"),
+        ("zero2", "DEEPSPEED", 2, "a piece of the optimizer"),
     ],
 )
 def test_what_is_cut_up_is_refused_with_the_reason_and_the_way_out(name, kind, number, why):
@@ -114,3 +114,15 @@ def test_without_deepspeed_a_run_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="=zero2: needs DeepSpeed: pip install deepspeed"):
         strategy.prepare(environment("zero2") | TORCHRUN)
+
+
+def test_the_process_that_says_why_is_the_first_to_end(monkeypatch, capfd):
+    slept: list[float] = []
+    monkeypatch.setattr("sys.argv", ["align.run", "steps=0"])
+    monkeypatch.setattr("time.sleep", slept.append)
+    for main in (True, False):
+        monkeypatch.setattr(run, "MAIN_PROCESS", main)
+        with pytest.raises(SystemExit) as end:
+            run.main()
+        assert end.value.code == 1
+        assert ("steps=0" in capfd.readouterr().err, bool(slept)) == (main, not main)
