@@ -21,8 +21,8 @@ from align.schema import Experiment
 KEY = "distributed_type (accelerate launch)"
 ALONE, DDP = "one process", "ddp"
 WHOLE = (
-    "cuts the model's parameters up, and the probe, the sampler and the reference, whose base is the policy's, need them "
-    "whole; "
+    "cuts the model's parameters up, and the probe, the sampler and the reference, whose base is the policy's, need "
+    "them whole; "
 )
 STEPS = (
     "leaves a piece of the optimizer on each process, of which a checkpoint would keep one, and DeepSpeed steps within "
@@ -68,7 +68,7 @@ def prepare(env: Mapping[str, str] = os.environ) -> None:
         "num_processes (accelerate launch)",
         "several",
         "this process was started alone, as `accelerate launch` does with --cpu, use_cpu or MULTI_CPU; use "
-        "--config_file conf/accelerate/ddp.yaml with device=cpu (or unset MASTER_ADDR, if one process is what you want)",
+        "--config_file conf/accelerate/ddp.yaml with device=cpu (or unset MASTER_ADDR, if you want one process)",
     )
 
 

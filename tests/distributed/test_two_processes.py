@@ -1,5 +1,5 @@
-"""One process with a batch of 8, two with 4, and eight accumulated forwards of 1 are the same training; so is one run that
-was begun by two processes and ended by one, or the other way round."""
+"""One process with a batch of 8, two with 4, and eight accumulated forwards of 1 are the same training; so is
+one run that was begun by two processes and ended by one, or the other way round."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from align.runs import RunRecord, read, read_lines, stable
 from tests.distributed.launched import environment
 from tests.distributed.worker import ALGORITHMS, FURTHER, RECUT, STEPS, STOP, UNTRAINED, carry_out, stopped
 from tests.end_to_end.helpers import ROOT
-
 
 SHARDED = ("fsdp2", "zero2")
 
