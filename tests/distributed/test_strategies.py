@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -49,10 +50,13 @@ def accelerator(kind: str, processes: int = 1, device: str = "cpu", plugin: int 
                            state=SimpleNamespace(deepspeed_plugin=plugins[0], fsdp_plugin=plugins[1]))  # fmt: skip
 
 
+experiment = functools.cache(composed)
+
+
 def verified(name: str, got: SimpleNamespace, *settings: str, env: tuple[tuple[str, str], ...] = ()) -> str:
     launched = environment(name) | (TORCHRUN if name not in ("cpu", "gpu") else {}) | dict(env)
     try:
-        strategy.verify(composed(*settings), got, launched)
+        strategy.verify(experiment(*settings), got, launched)
     except ConfigError as error:
         return str(error)
     return ""
