@@ -91,9 +91,21 @@ class Keeper:
         self.accelerator.wait_for_everyone()
 
     def restore_rng(self) -> None:
-        """The random streams of this process, when as many processes go on as were stopped."""
-        if self.start is not None and len(self.start.rng) == self.accelerator.num_processes:
-            restore_rng(self.start.rng[self.accelerator.process_index])
+        """The random streams of this process; of processes that were not there the first ones' again, as all have one
+        stream where a run starts."""
+        if self.start is not None:
+            restore_rng(self.start.rng[self.accelerator.process_index % len(self.start.rng)])
+
+    @property
+    def recut(self) -> str:
+        """What to say when other than as many processes go on as were stopped."""
+        now = self.accelerator.num_processes
+        if self.start is None or len(self.start.rng) == now:
+            return ""
+        return (
+            f"{len(self.start.rng)} processes were stopped and {now} go on: sums round differently from here, and "
+            "what draws from a process's own random stream (dropout, a reward of yours) draws other numbers"
+        )
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -199,7 +211,7 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])  # there may be fewer by now
 
 
 def _name(step: int) -> str:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 
+from align import strategy
 from align.best_of_n import BestOfN
 from align.checkpoints import prune
 from align.compare import report
@@ -41,6 +42,7 @@ def execute(experiment: Experiment) -> Path:
     keep_freed_memory()
     device = resolve_device(experiment.device)
     require_installed(experiment.tracker)
+    strategy.prepare()
     # the others wait while the main process probes or samples a pool, on a slow machine for hours
     processes = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
     where = agreed(experiment, processes)
@@ -49,6 +51,7 @@ def execute(experiment: Experiment) -> Path:
             report(where.path)
         return where.path
     accelerator = make_accelerator(experiment, device)
+    strategy.verify(experiment, accelerator)
     device = accelerator.device if device.type != "cpu" and accelerator.num_processes > 1 else device
     dtype = resolve_dtype(experiment.dtype, device)
     if device.type == "cuda" and device.index is not None:
@@ -117,6 +120,8 @@ def opening(
             terminal.note(f"  {warning.message}")
         if where.before is not None:
             terminal.note(f"  goes on from step {start.step if start else 0}")
+        if start is not None and opened.keeper.recut:
+            opened.event("processes", start.step, opened.keeper.recut)
         elif experiment.resume:
             terminal.note("  resume=true: there is no earlier run of this config; this is its start")
         for note in notes:

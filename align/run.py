@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import NoReturn
@@ -47,7 +48,10 @@ def entry(cfg: DictConfig) -> str | float:
     except Exception as error:  # an exit of our own, before Hydra prints one
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & set(USER_ERRORS):
-            stop(str(error) if MAIN_PROCESS or not kinds & set(EVERYWHERE) else "", 1)
+            silent = kinds & set(EVERYWHERE) and not MAIN_PROCESS
+            if silent:
+                time.sleep(30)  # torchrun kills the others when one has ended, also the one that was about to say why
+            stop("" if silent else str(error), 1)
         notes = getattr(error, "__notes__", [])  # align/runs.py notes where the run directory has the traceback
         if not notes:
             traceback.print_exc()

@@ -5,15 +5,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
+from align import strategy
+from align.checkpoints import Keeper
+from align.refusals import ConfigError
 from align.rollouts import taken
+from align.stopping import Terminated
 from align.trainers import on_policy
+from tests.config.test_conf import composed
 from tests.end_to_end.helpers import execute, no_warmup
 
 STEPS = 5
@@ -28,9 +37,21 @@ ALGORITHMS = {  # eight sequences or pairs to a step
     "rloo": ("algo=rloo", *GROUP),
     "dapo": ("algo=dapo", *GROUP, "algo.minibatches=2", "algo.max_draws=2"),
 }
+# Further points on the same axes: what cuts a batch up is the same code, so one process and two are enough.
+FURTHER = {name: (*no_warmup(name), "algo.pairs_per_step=8")
+           for name in ("ipo", "cdpo", "rdpo", "ldpo", "simpo", "orpo", "kto")}  # fmt: skip
+FURTHER |= {
+    "dr_grpo": ("algo=dr_grpo", *GROUP),
+    "gspo": ("algo=gspo", *GROUP),
+    "reinforce_pp": ("algo=reinforce_pp", "algo.prompts_per_step=8", "algo.group_size=1"),
+    "best_of_n": ("algo=best_of_n",),
+    "temperature": ("algo=temperature",),
+}
+UNTRAINED = ("best_of_n", "temperature")
+RECUT = ("sft", "dpo", "ppo", "grpo")  # stopped on one number of processes, gone on with on another
+STOP = 3  # a step at which no checkpoint is due
 # Adam's eps as PPO has it (docs/algorithms.md, P26): with 1e-8 an element whose gradient is rounding takes whole steps
-COMMON = (f"steps={STEPS}", f"probe.every={STEPS}", "algo.optimizer.eps=1e-5",
-          "checkpoint.every=2")  # fmt: skip
+COMMON = (f"steps={STEPS}", f"probe.every={STEPS}", "algo.optimizer.eps=1e-5", "checkpoint.every=2")
 
 
 class Recorded:
@@ -55,7 +76,7 @@ class Recorded:
             torch.save(self.new, self.file)
 
 
-def carry_out(folder: Path, name: str, micro_batch: int, label: str) -> Path:
+def carry_out(folder: Path, name: str, micro_batch: int, label: str, *further: str) -> Path:
     """One run. Beside its run directory it leaves the gradients of every optimizer step, as each process saw them."""
     gradients: list[torch.Tensor] = []
     step = torch.optim.AdamW.step
@@ -67,14 +88,52 @@ def carry_out(folder: Path, name: str, micro_batch: int, label: str) -> Path:
     recorded = Recorded(folder / f"{name}.rollouts")
     rank = os.environ.get("RANK", "0")
     run = folder / f"{name}-{label}"
+    trained = () if name in UNTRAINED else (*COMMON, f"algo.micro_batch={micro_batch}")
     with patch("torch.optim.AdamW.step", watched), patch("align.trainers.on_policy.sample", recorded):
-        execute(folder, *ALGORITHMS[name], *COMMON, f"algo.micro_batch={micro_batch}", f"run_dir={run}")
+        execute(folder, *(ALGORITHMS | FURTHER)[name], *trained, f"run_dir={run}", *further)
     recorded.keep()
-    torch.save(torch.stack(gradients), folder / f"{name}-{label}.gradients.{rank}")
+    if gradients:
+        torch.save(torch.stack(gradients), folder / f"{name}-{label}.gradients.{rank}")
     return run
+
+
+def stopped(folder: Path, name: str, micro_batch: int, label: str) -> None:
+    """A run that is told to end at step STOP, as SIGTERM tells it."""
+    save = Keeper.save
+
+    def told(self, step, *args):
+        self.stop.asked = step == STOP
+        save(self, step, *args)
+
+    with patch("align.checkpoints.Keeper.save", told), suppress(Terminated):
+        carry_out(folder, name, micro_batch, label)
+
+
+def refused(folder: Path, environment: dict[str, str]) -> str:
+    """What a run says that was launched with this environment."""
+    with patch.dict(os.environ, environment):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        try:
+            execute(folder, *no_warmup("sft"), "steps=1", f"run_dir={folder}/refused")
+        except ConfigError as error:
+            return str(error)
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+    return ""
+
+
+def two(folder: Path) -> None:
+    """What two processes do."""
+    for name in ALGORITHMS | FURTHER:
+        carry_out(folder, name, 4, "two")
+    for name in RECUT:
+        stopped(folder, name, 4, "two then one")
+        carry_out(folder, name, 4, "one then two", "resume=true")
+    said = {name: refused(folder, environment) for name, environment in json.loads(sys.argv[2]).items()}
+    strategy.verify(composed("device=cpu"), Accelerator(cpu=True))  # as it was launched: with ddp.yaml
+    (folder / f"refused.{os.environ['RANK']}").write_text(json.dumps(said))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for algorithm in ALGORITHMS:
-        carry_out(Path(sys.argv[1]), algorithm, 4, "two")
+    two(Path(sys.argv[1]))

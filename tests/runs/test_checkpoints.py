@@ -8,6 +8,7 @@ import pickle
 import random
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -210,13 +211,18 @@ def test_random_streams_go_on_where_they_were(tmp_path):
     assert [drawn() for _ in range(3)] == expected
 
 
-@pytest.mark.parametrize(("streams", "restored"), [(1, True), (2, False)])
-def test_they_are_restored_for_as_many_processes_as_were_stopped(tmp_path, streams, restored):
+@pytest.mark.parametrize(("stopped", "rank", "taken"), [(1, 0, 0), (2, 0, 0), (2, 1, 1), (1, 1, 0), (2, 3, 1)])
+def test_a_process_takes_up_its_streams_and_a_new_one_those_of_one_that_was_there(tmp_path, stopped, rank, taken):
     made = snapshot(10)
-    start = Snapshot(10, made.weights, made.state, made.run, made.probe, made.rng * streams)
-    expected = drawn()
-    keeper(tmp_path, start=start).restore_rng()
-    assert (drawn() == expected) is restored
+    streams, expected = [], []
+    for _ in range(stopped):
+        streams.append(rng_state())
+        expected.append(drawn())
+    goes_on = keeper(tmp_path, start=Snapshot(10, made.weights, made.state, made.run, made.probe, streams))
+    goes_on.accelerator = SimpleNamespace(process_index=rank, num_processes=max(rank + 1, 2))
+    goes_on.restore_rng()
+    assert drawn() == expected[taken]
+    assert bool(goes_on.recut) is (stopped != goes_on.accelerator.num_processes)
 
 
 # --- when ---
