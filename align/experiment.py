@@ -120,8 +120,8 @@ def opening(
             terminal.note(f"  {warning.message}")
         if where.before is not None:
             terminal.note(f"  goes on from step {start.step if start else 0}")
-        if start is not None and opened.keeper.recut:
-            opened.event("processes", start.step, opened.keeper.recut)
+            if start is not None and opened.keeper.recut:
+                opened.event("processes", start.step, opened.keeper.recut)
         elif experiment.resume:
             terminal.note("  resume=true: there is no earlier run of this config; this is its start")
         for note in notes:
