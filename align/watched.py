@@ -77,10 +77,9 @@ class Watched:
 
     def _look(self) -> None:
         self._looked = time.monotonic()
-        if not held(self.path):
-            time.sleep(0.05)  # a run lets go of its lock just before it says how it ended
-            if runs.state_of(_object(self.path / "status.json")) in ("running", "unknown"):
-                self.state = STOPPED
+        # a run says how it ended before it lets go of its lock
+        if not held(self.path) and runs.state_of(_object(self.path / "status.json")) in ("running", "unknown"):
+            self.state = STOPPED
 
     @property
     def over(self) -> bool:
