@@ -1,6 +1,6 @@
 """A sweep whose jobs are forked from a process that has imported everything, some of them to be killed.
 
-What a job does is `align.run.main()` with the command line that the sweep gives it. Spared are the imports and the drawing
+What a job does is `align.run.main()` with the command line that the sweep gives it. Spared are imports and the drawing
 of each run's page, which are most of what a run of the tiny model takes; the comparison at the sweep's end is whole.
 """
 

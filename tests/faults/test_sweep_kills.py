@@ -1,7 +1,7 @@
 """A sweep of which jobs are killed at random instants, started again until it is complete, is the sweep without kills.
 
-`ALIGN_SWEEP_RUNS=200 pytest -s tests/faults/test_sweep_kills.py` is the whole of it, 10 % of every start's jobs killed; CI
-has time for 6 runs, of which it kills more and only once.
+`ALIGN_SWEEP_RUNS=200 pytest -s tests/faults/test_sweep_kills.py` is the whole of it, 10 % of every start's jobs killed.
+CI has time for 6 runs, of which it kills more and only once.
 """
 
 from __future__ import annotations
