@@ -15,6 +15,7 @@ from threading import Thread
 
 import pytest
 import torch
+from hydra.core.plugins import Plugins
 
 from align import jobs, run, sweep
 from align.jobs import Job, records
@@ -22,6 +23,7 @@ from align.locks import lock
 from align.places import Place
 from align.refusals import ConfigError
 from align.runs import read, stable
+from tests.end_to_end import launchers
 from tests.end_to_end.helpers import TINY, execute, no_warmup
 from tests.runs.fake_runs import config, write_run
 
@@ -286,7 +288,9 @@ def test_a_run_is_the_same_whoever_launches_it_and_wherever(swept, children, tmp
     swept(*FAST, "algo.optimizer.lr=1e-4,2e-4", *relative)
     ours = [job.run_dir for job in records(tmp_path / "first")]
     relative = ("runs_root=here", "hydra.sweep.dir=second")
-    elsewhere = "hydra.launcher._target_=tests.end_to_end.launchers.Elsewhere"
+    name = "hydra_plugins.launchers.Elsewhere"  # Hydra takes launchers from nowhere else
+    monkeypatch.setitem(Plugins.instance().class_name_to_class, name, launchers.Elsewhere)
+    elsewhere = f"hydra.launcher._target_={name}"
     swept(*FAST, "algo.optimizer.lr=1e-4,2e-4", *relative, elsewhere)
     assert [job.run_dir for job in records(tmp_path / "second")] == ours and len(set(ours)) == 2
     assert all(name.startswith("here/sft-tiny-arithmetic-s0-") for name in ours)

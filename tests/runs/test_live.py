@@ -16,7 +16,7 @@ from align.runs import Run, read
 from align.watched import Watched
 from tests.runs.fake_runs import _probe, _samples, config
 
-READS = 150
+READS = 120
 
 
 def write(path: str, stop) -> None:
@@ -30,7 +30,7 @@ def write(path: str, stop) -> None:
                 for half in (row[: len(row) // 2], row[len(row) // 2 :]):
                     run._files["metrics.jsonl"].write(half)
                     run._files["metrics.jsonl"].flush()
-                    time.sleep(0.002)
+                    time.sleep(0.05)
             else:
                 run.log("train", step, {"loss": 0.5})
             run.log("probe", step, _probe("grpo", 0, step, samples))
@@ -38,6 +38,7 @@ def write(path: str, stop) -> None:
             run.event("kl", step, f"step {step}: far")
             run.count(prompts=1, completions=8, gen_tokens=100)
             run.status("running")
+            time.sleep(0.1)
             step += 1
 
 
@@ -49,14 +50,15 @@ def test_a_run_can_be_read_at_any_moment_of_its_writing(tmp_path, capsys):
     while not (tmp_path / "run" / "meta.json").is_file() or not read(tmp_path / "run").phase("probe"):
         time.sleep(0.01)
     watched, torn, seen = Watched(tmp_path / "run"), 0, []
-    for _ in range(READS):
+    for number in range(READS):
         torn += not (tmp_path / "run" / "metrics.jsonl").read_bytes().endswith(b"\n")
-        record = read(tmp_path / "run", samples=True)
+        record = read(tmp_path / "run")
         assert record.state == "running"
         assert [row["step"] for row in record.phase("probe")] == list(range(len(record.phase("probe"))))
         seen.append(len(record.rows))
-        (loaded,) = arms.load([tmp_path / "run"])
-        assert loaded.record.state == "running"
+        if number % 10 == 0:
+            (loaded,) = arms.load([tmp_path / "run"])
+            assert loaded.record.state == "running"
         watched.poll()
         assert [row["step"] for row in watched.phase("train")] == list(range(len(watched.phase("train"))))
         Console(file=StringIO(), width=100).print(*watch_view.one_run(watched, 100))
