@@ -13,7 +13,7 @@ from omegaconf import open_dict
 
 
 class Elsewhere(Launcher):
-    """Every job is started in the root folder, as by a worker that is there already, and by its own composed config."""
+    """Every job is started in the folder above, as by a worker that is there already, and by its own composed config."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
@@ -23,13 +23,13 @@ class Elsewhere(Launcher):
         here, returned = Path.cwd(), []
         try:
             for number, overrides in enumerate(job_overrides, initial_job_idx):
-                os.chdir("/")
                 config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
                 with open_dict(config.hydra.job):
                     config.hydra.job.num, config.hydra.job.id = number, f"worker-{number}"
-                returned.append(
-                    run_job(self.task_function, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.hydra_context)
-                )
+                os.chdir(self.config.hydra.runtime.cwd + "/..")
+                job = self.task_function, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.hydra_context
+                returned.append(run_job(*job))
+                returned[-1].return_value  # raises what the job raised
         finally:
             os.chdir(here)
         return returned

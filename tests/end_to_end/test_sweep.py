@@ -282,17 +282,18 @@ def test_a_key_that_some_job_does_not_have_is_said_in_one_line(swept, overrides,
 
 def test_a_run_is_the_same_whoever_launches_it_and_wherever(swept, children, tmp_path, monkeypatch):
     """Name, hash, folder and command line: paths are meant from where the sweep was started."""
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
     started = children("")
     relative = ("runs_root=here", "hydra.sweep.dir=first")
     swept(*FAST, "algo.optimizer.lr=1e-4,2e-4", *relative)
-    ours = [job.run_dir for job in records(tmp_path / "first")]
+    ours = [job.run_dir for job in records(Path("first"))]
     relative = ("runs_root=here", "hydra.sweep.dir=second")
     name = "hydra_plugins.launchers.Elsewhere"  # Hydra takes launchers from nowhere else
     monkeypatch.setitem(Plugins.instance().class_name_to_class, name, launchers.Elsewhere)
     elsewhere = f"hydra.launcher._target_={name}"
     swept(*FAST, "algo.optimizer.lr=1e-4,2e-4", *relative, elsewhere)
-    assert [job.run_dir for job in records(tmp_path / "second")] == ours and len(set(ours)) == 2
+    assert [job.run_dir for job in records(Path("second"))] == ours and len(set(ours)) == 2
     assert all(name.startswith("here/sft-tiny-arithmetic-s0-") for name in ours)
     assert started[:2] == started[2:]
 
