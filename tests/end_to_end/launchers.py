@@ -13,7 +13,7 @@ from omegaconf import open_dict
 
 
 class Elsewhere(Launcher):
-    """Every job is started in the folder above, as by a worker that is there already, and by its own composed config."""
+    """Every job is started in the folder above, as by a worker that is there, and by its own composed config."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
@@ -29,7 +29,7 @@ class Elsewhere(Launcher):
                 os.chdir(self.config.hydra.runtime.cwd + "/..")
                 job = self.task_function, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.hydra_context
                 returned.append(run_job(*job))
-                returned[-1].return_value  # raises what the job raised
+                assert returned[-1].return_value == 0  # raises what the job raised
         finally:
             os.chdir(here)
         return returned
