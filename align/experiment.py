@@ -105,8 +105,8 @@ def opening(
     run = None
     if accelerator.is_main_process:
         if where.before is not None:
+            run = Run.reopen(where.path, start.run if start else None, where.before)
             prune(where.path / "checkpoints", experiment.checkpoint.keep, start.step if start else 0)
-            run = Run.reopen(where.path, start.run if start else None)
         else:
             run = Run.create(where.path, plain(experiment), meta)
     terminal = Terminal(line, experiment.steps, silent=run is None)

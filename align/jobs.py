@@ -23,11 +23,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from align.config import ConfigError, check
-from align.places import place
+from align.locks import held
+from align.places import Place, place
 from align.runs import RunError, read, write_text
+from align.schema import Experiment
 
 # Names the file in which `align.run` leaves the sentence that it ends with.
 LAST_WORDS = "ALIGN_LAST_WORDS"
+# Process that started a job's run, whose end the run does not survive (align/stopping.py).
+PARENT = "ALIGN_PARENT"
+POLL_SECONDS = 0.2
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 INTERRUPTED = 130
 
@@ -74,6 +79,7 @@ def run_job(cfg: DictConfig) -> float | int:
     Raises JobError for a job without an objective, which is how a sweeper that optimises hears of a failure.
     """
     hydra = HydraConfig.get()
+    os.chdir(hydra.runtime.cwd)  # a Ray worker is somewhere else; paths are meant from where the sweep was started
     folder, objective = Path(hydra.sweep.dir), hydra.callbacks.sweep.objective
     job = Job(int(hydra.job.num), tuple(hydra.overrides.task))
     sweep = json.loads((folder / "sweep.json").read_text("utf-8"))
@@ -81,9 +87,10 @@ def run_job(cfg: DictConfig) -> float | int:
     started = time.monotonic()
     try:
         job = carry_out(cfg, job, hydra, folder)
-    except KeyboardInterrupt:
+    except BaseException as error:  # submitit ends a job whose time is over by an exception of its own
         kept = {job.number: job for job in records(folder)}.get(job.number, job)
-        record(folder, replace(kept.ended(INTERRUPTED), seconds=round(time.monotonic() - started, 3)))
+        code, why = (2, f"{type(error).__name__}: {error}") if isinstance(error, Exception) else (INTERRUPTED, "")
+        record(folder, replace(kept.ended(code, _first_line(why)), seconds=round(time.monotonic() - started, 3)))
         raise
     value: float | int = job.exit_code or 0
     if objective is not None and value == 0:
@@ -100,16 +107,37 @@ def run_job(cfg: DictConfig) -> float | int:
 
 
 def carry_out(cfg: DictConfig, job: Job, hydra: HydraConf, folder: Path) -> Job:
-    """Skip the job, refuse it, or run it in a child; the ended record comes back."""
+    """Skip the job, refuse it, or run it in a child; the ended record comes back.
+
+    When another process works in its run directory, it is waited for: two sweeps may have the same job.
+    """
     try:
-        where = place(replace(check(cfg), resume=True))
+        experiment = replace(check(cfg), resume=True)
+        while True:
+            where = free_place(experiment)
+            job = replace(job, run_dir=str(where.path))
+            if where.complete:
+                print(f"finished already: {where.path}", flush=True)
+                return replace(job.ended(0), state="skipped")
+            ended = _in_a_child(record(folder, job), hydra, folder)
+            # another process may have been the first to open the directory: then the child was refused
+            if ended.exit_code != 1 or not (held(where.path) or place(experiment).complete):
+                return ended
     except (ConfigError, RunError) as error:
         return job.ended(1, _first_line(str(error)))
-    job = replace(job, run_dir=str(where.path))
-    if where.finished and (where.path / "report.html").is_file():
-        print(f"finished already: {where.path}", flush=True)
-        return replace(job.ended(0), state="skipped")
-    record(folder, job)
+
+
+def free_place(experiment: Experiment) -> Place:
+    """Where its run is, once no other process works in it."""
+    where = place(experiment)
+    if held(where.path):
+        print(f"another process is working in {where.path}: waiting for it", flush=True)
+        while held(where.path):
+            time.sleep(POLL_SECONDS)
+    return place(experiment)
+
+
+def _in_a_child(job: Job, hydra: HydraConf, folder: Path) -> Job:
     words = folder / "jobs" / f"{job.number}.words"
     # several at once would write over each other on one terminal
     log = None if hydra.launcher._target_ == BASIC_LAUNCHER else folder / "jobs" / f"{job.number}.log"
@@ -147,23 +175,26 @@ def run_child(arguments: Sequence[str], words: Path, log: Path | None) -> int:
         except KeyboardInterrupt:
             interrupt([child])
             raise
+        except BaseException:  # submitit's, from its handler of a signal: the time is over, the run must not go on
+            interrupt([child], signal.SIGTERM)
+            raise
     return exit_code(child)
 
 
 def start_child(arguments: Sequence[str], words: Path, log: Path | None) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, LAST_WORDS: str(words.absolute())}
+    environment = {**os.environ, LAST_WORDS: str(words.absolute()), PARENT: str(os.getpid())}
     with log.open("wb") if log else nullcontext() as out:
         return subprocess.Popen(
             arguments, stdout=out, stderr=subprocess.STDOUT if log else None, env=environment, process_group=0
         )
 
 
-def interrupt(children: Sequence[subprocess.Popen[bytes]]) -> None:
+def interrupt(children: Sequence[subprocess.Popen[bytes]], by: signal.Signals = signal.SIGINT) -> None:
     """Pass an interrupt of the user's on and wait for what the children save; a second one ends them."""
     # behind `&` in a script SIGINT is ignored, by the children too: their last checkpoint counts
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     for child in children:
-        child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
+        child.send_signal(signal.SIGTERM if ignored else by)
     try:
         for child in children:
             child.wait()

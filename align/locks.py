@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +14,40 @@ except ImportError:  # not on Windows: there nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 
+# The lock of a folder is that of a file in it, open for writing: on NFS a lock of the folder itself would hold on one
+# machine only (its folders have no flock of their own), and an exclusive lock needs a handle that can write (flock(2)).
+FILE = ".lock"
+GLANCE = 0.2  # seconds that a lock is tried for: whoever looks whether it is held (`held`) has it for a moment
+
+
 def lock(path: Path) -> int | None:
     """Lock a folder or file for as long as the returned handle is open; None when another process holds it."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(_file(path), os.O_RDWR | os.O_CREAT, 0o666)
     if fcntl is None:
         return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+    until = time.monotonic() + GLANCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os.close(handle)
+                return None
+            time.sleep(GLANCE / 10)
+        except OSError:
+            os.close(handle)
+            raise
+        else:
+            return handle
+
+
+def _file(path: Path) -> Path:
+    return path / FILE if path.is_dir() else path
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder but the file of its lock, which stays: another process may have it open."""
+    return all(file.name == FILE for file in folder.iterdir())
 
 
 @contextmanager
@@ -34,7 +58,7 @@ def waiting(path: Path, say: Callable[[], None]) -> Iterator[None]:
     handle = lock(path)
     if handle is None:
         say()
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDWR)
         fcntl.flock(handle, fcntl.LOCK_EX)
     try:
         yield
@@ -43,8 +67,20 @@ def waiting(path: Path, say: Callable[[], None]) -> Iterator[None]:
 
 
 def held(path: Path) -> bool:
-    """Whether a process has the lock now; True on a system where nothing is locked, as one cannot know."""
-    handle = lock(path)
-    if handle is not None:
+    """Whether a process has the lock now; True on a system where nothing is locked, as one cannot know.
+
+    Writes nothing: a folder that was never locked, or is not there, is not held.
+    """
+    if fcntl is None:
+        return True
+    try:
+        handle = os.open(_file(path), os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
         os.close(handle)
-    return handle is None or fcntl is None
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from align import locks
 from align.config import CIRCUMSTANCES, config_hash, plain
-from align.runs import LINES, RunError, RunRecord, covers, read
+from align.runs import LINES, RunError, RunRecord, read
 from align.schema import Experiment
 
 if TYPE_CHECKING:
@@ -30,12 +32,17 @@ class Place:
     def finished(self) -> bool:
         return self.before is not None and self.before.state == "finished"
 
+    @property
+    def complete(self) -> bool:
+        """Finished, its page included, which is written last."""
+        return self.finished and (self.path / "report.html").is_file()
+
 
 def place(experiment: Experiment) -> Place:
     """Raises RunError when run_dir is taken, or holds another experiment than the one to go on with."""
     if experiment.run_dir is not None:
         path = Path(experiment.run_dir).expanduser()
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        if not path.exists() or (path.is_dir() and locks.is_empty(path)):
             return Place(path)
         if not experiment.resume:
             raise RunError(f"run_dir={path} already exists and is not empty; resume=true goes on with it, or name "
@@ -64,9 +71,8 @@ def _earlier(path: Path, experiment: Experiment) -> Place:
     if not (path / "meta.json").is_file():  # stopped before it was open
         if not path.is_dir() or not all(_begun(file, here) for file in path.iterdir()):
             raise RunError(f"run_dir={path} is not a run directory: there is nothing to go on with")
-        for file in path.iterdir():
-            file.unlink()
-        return Place(path)
+        if _cleared(path):
+            return Place(path)
     before = read(path)
     if config_hash(before.config) != config_hash(here):
         different = ", ".join(_differences(before.config, here, ""))
@@ -74,9 +80,24 @@ def _earlier(path: Path, experiment: Experiment) -> Place:
     return Place(path, before)
 
 
+def _cleared(path: Path) -> bool:
+    """Remove what a start left that was stopped before its run was open; False: it was not, it has opened the run."""
+    handle = locks.lock(path)
+    if handle is None:
+        raise RunError(f"run_dir={path}: another process is just opening it")
+    try:
+        opened = (path / "meta.json").is_file()
+        for file in path.iterdir() if not opened else ():
+            if file.name != locks.FILE:
+                file.unlink()
+    finally:
+        os.close(handle)
+    return not opened
+
+
 def _begun(file: Path, here: Mapping[str, Any]) -> bool:
     """Whether a file is of a start of this experiment that was stopped before meta.json was written, and can go."""
-    if file.name in LINES:
+    if file.name in (*LINES, locks.FILE):
         return file.is_file() and file.stat().st_size == 0
     if file.name != "config.yaml":
         return file.is_file() and re.fullmatch(r"(config\.yaml|meta\.json)\.\d+\.tmp", file.name) is not None
@@ -115,3 +136,16 @@ def newest(where: Place, meta: Mapping[str, Any]) -> Snapshot | None:
             stacklevel=2,
         )
     return None
+
+
+def covers(path: Path, position: Mapping[str, Any]) -> bool:
+    """Whether the files of a run directory reach as far as they did at `position`, with a line ending there."""
+    return all(_line_ends(path / name, size) for name, size in position["sizes"].items())
+
+
+def _line_ends(file: Path, size: int) -> bool:
+    if not file.is_file() or file.stat().st_size < size:
+        return False
+    with file.open("rb") as handle:
+        handle.seek(max(size - 1, 0))
+        return size == 0 or handle.read(1) == b"\n"

@@ -25,10 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from align.compose import CONF, MISTAKES, composed, sentence
 from align.config import ConfigError, check
-from align.jobs import INTERRUPTED, LAST_WORDS, run_job
-from align.refusals import refuse_unknown
+from align.jobs import BASIC_LAUNCHER, INTERRUPTED, LAST_WORDS, PARENT, run_job
+from align.refusals import need, refuse_unknown
 from align.report.text import complain, visible
-from align.sweep import ending
+from align.stopping import end_with
+from align.sweep import ending, missing_plugin
 
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 # Raised alike on every process, before anything is trained: said once.
@@ -41,6 +42,8 @@ def entry(cfg: DictConfig) -> str | float:
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return run_job(cfg)
     try:
+        launcher = HydraConfig.get().launcher._target_
+        need(launcher == BASIC_LAUNCHER, "hydra/launcher", launcher, "only a sweep has one; add -m, or leave it out")
         experiment = check(cfg)
         from align.experiment import execute  # after the check: torch, transformers and TRL take seconds to load
 
@@ -62,6 +65,8 @@ def entry(cfg: DictConfig) -> str | float:
 
 
 def main() -> None:
+    if PARENT in os.environ:
+        end_with(int(os.environ[PARENT]))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own errors reach us instead of being printed with a stack
     for flag in {"-m", "--multirun"} & set(sys.argv[1:]):  # argparse takes it before or after all overrides only
         sys.argv.insert(1, sys.argv.pop(sys.argv.index(flag, 1)))
@@ -73,7 +78,7 @@ def main() -> None:
             entry()
     except MISTAKES as error:
         known = isinstance(error, ConfigCompositionException | OmegaConfBaseException)
-        stop((known and _unknown_key(error)) or sentence(error), 1)
+        stop((known and _unknown_key(error)) or missing_plugin(str(error)) or sentence(error), 1)
     except KeyboardInterrupt as interrupt:
         notes = getattr(interrupt, "__notes__", [])  # align/opened.py notes the folder
         stop("\n".join(["interrupted", *notes]), INTERRUPTED)

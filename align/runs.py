@@ -9,6 +9,7 @@
     adapter/         the trained LoRA adapter (PEFT), or model/ with lora=none
     tensorboard/     events for TensorBoard; other trackers: align/trackers.py     tracker.json   which run of theirs
     status.json      {"state": running | finished | failed | interrupted, ...}
+    .lock            held by the process that writes here (align/locks.py)
 
 Standard library and PyYAML only. Nothing here knows what a metric means.
 """
@@ -28,7 +29,7 @@ from typing import Any, Self
 
 import yaml
 
-from align.locks import lock
+from align.locks import is_empty, lock
 from align.refusals import on_one_line
 from align.strict_json import parsed
 
@@ -54,19 +55,24 @@ class Run:
         self.path = path
         self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         self._started = time.monotonic()
-        self._lock = lock(path)
-        if self._lock is None:
+        held = lock(path)
+        if held is None:
             raise RunError(f"run_dir={path}: another process is working in it")
+        self._lock = held
         self._files = {name: (path / name).open("a", encoding="utf-8") for name in LINES}
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
         """Open a new run directory. Raises RunError when one with content already stands there."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(f"run_dir={path} already exists and is not empty; name another folder or remove it")
+        taken = RunError(f"run_dir={path} already exists and is not empty; name another folder or remove it")
+        if path.exists() and not (path.is_dir() and is_empty(path)):
+            raise taken
         try:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path)
+            if (path / "meta.json").exists():  # another process was here between the look and the lock
+                os.close(run._lock)
+                raise taken
             write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
             write_text(path / "meta.json", json.dumps(dict(meta), indent=1))
         except OSError as error:
@@ -75,14 +81,18 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, path: Path, position: Mapping[str, Any] | None) -> Self:
+    def reopen(cls, path: Path, position: Mapping[str, Any] | None, before: RunRecord | None = None) -> Self:
         """Go on with a run that was cut off: its files are cut back to `position`, so no row stands twice.
 
-        Without a position it starts over. Raises RunError when the directory cannot be written.
+        Without a position it starts over. `before` is what the position was chosen by. Raises RunError when the
+        directory cannot be written, or another process has gone on with the run since.
         """
         sizes = position["sizes"] if position else dict.fromkeys(LINES, 0)
         try:
             run = cls(path)
+            if before is not None and read(path) != before:
+                os.close(run._lock)
+                raise RunError(f"run_dir={path}: another process has gone on with it meanwhile; start it again")
             for name, file in run._files.items():  # opened for appending: what is written next stands at the new end
                 file.truncate(sizes[name])
             (path / "error.log").unlink(missing_ok=True)
@@ -142,20 +152,20 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            with ExitStack() as all_of_them:  # one that cannot be flushed must not keep the others open
+                for file in self._files.values():
+                    all_of_them.callback(file.close)
             self._end(kind, error, trace)
         except OSError as unwritten:
             if error is None:
                 raise
             error.add_note(f"{self.path} cannot be written: {unwritten.strerror or unwritten}; once it can, "
                            "resume=true goes on from the last checkpoint")  # fmt: skip
+        finally:
+            os.close(self._lock)  # last: who takes the run over must read how it ended
 
     def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         seconds = round(time.monotonic() - self._started, 3)
-        with ExitStack() as all_of_them:  # one that cannot be flushed must not keep the others open
-            if self._lock is not None:
-                all_of_them.callback(os.close, self._lock)
-            for file in self._files.values():
-                all_of_them.callback(file.close)
         if kind is None:
             self.status("finished", seconds=seconds)
         elif issubclass(kind, KeyboardInterrupt):
@@ -249,19 +259,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise RunError(f"{path}, line {number}: {odd} is nothing that a run writes there")
         objects.append(value)
     return objects
-
-
-def covers(path: Path, position: Mapping[str, Any]) -> bool:
-    """Whether the files of a run directory reach as far as they did at `position`, with a line ending there."""
-    return all(_line_ends(path / name, size) for name, size in position["sizes"].items())
-
-
-def _line_ends(file: Path, size: int) -> bool:
-    if not file.is_file() or file.stat().st_size < size:
-        return False
-    with file.open("rb") as handle:
-        handle.seek(max(size - 1, 0))
-        return size == 0 or handle.read(1) == b"\n"
 
 
 def stable(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,26 @@ not wait for the step.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+
+def end_with(parent: int) -> None:
+    """On Linux: SIGTERM when the process that started this one is gone, however it went, or is gone already.
+
+    submitit's SIGUSR2, which Slurm sends to every process of a job, is the parent's to hear: it tells this one.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, see prctl(2)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):

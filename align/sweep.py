@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +27,21 @@ from rich.table import Table
 from rich.text import Text
 
 from align.jobs import INTERRUPTED, Job, record, records
+from align.locks import held
 from align.refusals import ConfigError, need
 from align.report.text import complain, one_line
 from align.runs import RunError, read, write_text
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+# What brings a launcher or sweeper of Hydra's; docs/sweeps.md says what is known of each.
+PLUGINS = {
+    "launcher/joblib": "pip install 'align[sweeps]'",
+    "launcher/submitit_local": "pip install 'align[launchers]'",
+    "launcher/submitit_slurm": "pip install 'align[launchers]'",
+    "launcher/ray": "pip install 'ray>=2.50' && pip install --no-deps hydra-ray-launcher==1.2.2",
+    "sweeper/optuna": "pip install 'align[sweeps]'",
+}
 FOLDERS: list[Path] = []  # of the sweep that this process has begun: Hydra makes the callback and hands it to nobody
 
 
@@ -50,6 +62,7 @@ class Begin(Callback):
             overrides = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(given)}
             refuse(list(overrides.values()))
             need(not str(folder).startswith("~"), "hydra.sweep.dir", folder, "write the folder out, without ~")
+            _refuse_launcher(config.hydra.launcher._target_)
             _refuse_objective(self.objective, sweeper._target_ != BASIC_SWEEPER)
             jobs = sweeper.get("n_trials") or number_of_jobs(list(overrides.values()))
             swept = [o.get_key_element() for o in overrides.values() if o.is_sweep_override()]
@@ -72,6 +85,21 @@ def refuse(overrides: Sequence[Override]) -> None:
     ranks = os.environ.get("WORLD_SIZE", "1")
     need(ranks == "1", "WORLD_SIZE", ranks, "a sweep starts its jobs itself, on one process each; launch the jobs one "
          "by one to have them on several")  # fmt: skip
+
+
+def missing_plugin(error: str) -> str | None:
+    """What to install where Hydra could not find a launcher or sweeper that exists."""
+    found = re.search(r"Could not find 'hydra/((?:launcher|sweeper)/\w+)'", error)
+    if found is None or found[1] not in PLUGINS:
+        return None
+    group, name = found[1].split("/")
+    return f"hydra/{group}={name}: its plugin is not installed; {PLUGINS[found[1]]} (docs/sweeps.md)"
+
+
+def _refuse_launcher(launcher: str) -> None:
+    here = launcher != SLURM or shutil.which("sbatch") is not None
+    need(here, "hydra/launcher", "submitit_slurm", "there is no sbatch here; start the sweep where jobs of the cluster "
+         "are submitted, or take submitit_local")  # fmt: skip
 
 
 def _refuse_objective(objective: str | None, optimises: bool) -> None:
@@ -120,8 +148,11 @@ def ending() -> Iterator[None]:
 
 
 def settle(folder: Path, code: int, error: str = "") -> list[Job]:
-    """Jobs that others were still running when the sweep ended are over too."""
-    return [record(folder, job.ended(code, error)) if job.state == "running" else job for job in records(folder)]
+    """Jobs that others were still running when the sweep ended are over too, but for those that still go on:
+    submitit's are processes that the sweep's end does not end."""
+    jobs = records(folder)
+    over = [job.state == "running" and not (job.run_dir and held(Path(job.run_dir))) for job in jobs]
+    return [record(folder, job.ended(code, error)) if gone else job for job, gone in zip(jobs, over, strict=True)]
 
 
 def close(folder: Path, jobs: Sequence[Job]) -> int:
@@ -157,7 +188,12 @@ def show(folder: Path, jobs: Sequence[Job]) -> None:
     for name in ("job", "overrides", "ended", "run directory, or what was wrong"):
         table.add_column(name, overflow="fold")
     for job in jobs:
-        cells = (job.number + 1, " ".join(job.apart(swept)), f"{job.exit_code} {job.state}", job.error or job.run_dir)
+        cells = (
+            job.number + 1,
+            " ".join(job.apart(swept)),
+            f"{job.exit_code} {job.state}".removeprefix("None "),
+            job.error or job.run_dir,
+        )
         table.add_row(*(Text(one_line(str(cell))) for cell in cells))
     Console().print(table)
 

@@ -62,6 +62,7 @@ class Watched:
         self.state, self.error = record.state, ""
         self.metrics, self.events = Tail(path / "metrics.jsonl"), Tail(path / "events.jsonl")
         self._looked = -SILENCE  # time.monotonic() may count from when the machine was started
+        self._wrote, self._since = -1.0, 0.0  # when it last wrote: by its files, and by time.monotonic() here
 
     def poll(self) -> None:
         self.metrics.poll()
@@ -77,10 +78,9 @@ class Watched:
 
     def _look(self) -> None:
         self._looked = time.monotonic()
-        if not held(self.path):
-            time.sleep(0.05)  # a run lets go of its lock just before it says how it ended
-            if runs.state_of(_object(self.path / "status.json")) in ("running", "unknown"):
-                self.state = STOPPED
+        # a run says how it ended before it lets go of its lock
+        if not held(self.path) and runs.state_of(_object(self.path / "status.json")) in ("running", "unknown"):
+            self.state = STOPPED
 
     @property
     def over(self) -> bool:
@@ -101,9 +101,13 @@ class Watched:
 
     @property
     def age(self) -> float:
-        """Seconds since it last wrote."""
-        times = [_modified(self.path / name) for name in ("metrics.jsonl", "status.json")]
-        return max(0.0, time.time() - max(times))
+        """Seconds since it last wrote. The clock of the day is asked once for each time that it wrote: it may be set
+        meanwhile, and files may be of its future; those count as silent, so that somebody looks."""
+        wrote = max(_modified(self.path / name) for name in ("metrics.jsonl", "status.json"))
+        if wrote != self._wrote:
+            ago = time.time() - wrote
+            self._wrote, self._since = wrote, time.monotonic() - (ago if ago > -1 else SILENCE)
+        return max(0.0, time.monotonic() - self._since)
 
     def phase(self, name: str) -> list[Mapping[str, Any]]:
         return [row for row in self.metrics.rows if row.get("phase") == name]

@@ -227,8 +227,14 @@ def _load(path: Path) -> SeedRun:
         if isinstance(row.get("step"), int):
             samples.setdefault(row["step"], {})[str(row.get("prompt_id")), sample] = row
     wanted = {0, max(samples, default=0), max(probes, default=0)}
-    # killed, or its machine went down: nobody holds the lock of a run that says it is running
-    state = "stopped" if record.state == "running" and not held(path) else record.state
-    slim = runs.RunRecord(record.path, record.config, record.meta, state, record.rows)
+    slim = runs.RunRecord(record.path, record.config, record.meta, _state(record), record.rows)
     kept = {step: samples[step] for step in wanted & set(samples)}
     return SeedRun(slim, record.config.get("seed"), probes, kept, tuple(runs.read_lines(path / "events.jsonl")))
+
+
+def _state(record: runs.RunRecord) -> str:
+    """A run that says it is running, and nobody holds its lock, was killed, or its machine went down."""
+    if record.state != "running" or held(record.path):
+        return record.state
+    state = runs.read(record.path).state  # it may have ended since it was read
+    return "stopped" if state == "running" else state

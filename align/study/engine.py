@@ -16,16 +16,21 @@ from pathlib import Path
 
 from align.compose import composed
 from align.config import check, config_hash, plain
-from align.jobs import INTERRUPTED, ending_signals_interrupt, exit_code, interrupt, start_child
-from align.locks import held
+from align.jobs import (
+    INTERRUPTED,
+    POLL_SECONDS,
+    ending_signals_interrupt,
+    exit_code,
+    free_place,
+    interrupt,
+    start_child,
+)
 from align.places import place
 from align.refusals import ConfigError, need, one_of
 from align.schema import Experiment
 from align.study import settings
 from align.study.settings import Settings
 from align.study.spec import Study
-
-POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def _refuse_same(tasks: Sequence[Task]) -> None:
 def finished(task: Task) -> Path | None:
     """Its run directory, if the run is finished, its page included. Raises RunError where the folder is damaged."""
     where = place(task.experiment)
-    return where.path if where.finished and (where.path / "report.html").is_file() else None
+    return where.path if where.complete else None
 
 
 def command(task: Task) -> list[str]:
@@ -167,7 +172,7 @@ def carry_out(tasks: Sequence[Task], at_once: int, folder: Path) -> list[Failed]
             while waiting and len(running) < at_once:
                 number, task = waiting.pop(0)
                 print(f"== run {total - len(waiting)} of {total}: {task.name}", flush=True)
-                _wait_for_others(task)
+                free_place(task.experiment)  # one that was killed may have left a run behind; another may share it
                 running[number] = task, _start(task, number, folder, at_once > 1)
             time.sleep(POLL_SECONDS)
             for number in [n for n, (_, child) in running.items() if child.poll() is not None]:
@@ -190,16 +195,6 @@ def _start(task: Task, number: int, folder: Path, logged: bool) -> subprocess.Po
     words = folder / f"{number}.words"
     words.unlink(missing_ok=True)
     return start_child(command(task), words, folder / f"{task.arm}-{task.seed}.log" if logged else None)
-
-
-def _wait_for_others(task: Task) -> None:
-    """A study that was killed may have left a run behind that still goes on; another may share the arm."""
-    path, said = place(task.experiment).path, False
-    while path.is_dir() and held(path):
-        if not said:
-            print(f"another process is working in {path}: waiting for it", flush=True)
-        said = True
-        time.sleep(POLL_SECONDS)
 
 
 def _ended(task: Task, child: subprocess.Popen[bytes], words: Path) -> list[Failed]:

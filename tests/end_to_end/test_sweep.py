@@ -15,11 +15,15 @@ from threading import Thread
 
 import pytest
 import torch
+from hydra.core.plugins import Plugins
 
 from align import jobs, run, sweep
 from align.jobs import Job, records
+from align.locks import lock
 from align.places import Place
+from align.refusals import ConfigError
 from align.runs import read, stable
+from tests.end_to_end import launchers
 from tests.end_to_end.helpers import TINY, execute, no_warmup
 from tests.runs.fake_runs import config, write_run
 
@@ -273,6 +277,89 @@ def test_a_key_that_some_job_does_not_have_is_said_in_one_line(swept, overrides,
     assert [word for word in named if word not in err] == []
 
 
+# --- launchers ---
+
+
+def test_a_run_is_the_same_whoever_launches_it_and_wherever(swept, children, tmp_path, monkeypatch):
+    """Name, hash, folder and command line: paths are meant from where the sweep was started."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    started = children("")
+    relative = ("runs_root=here", "hydra.sweep.dir=first")
+    swept(*FAST, "algo.optimizer.lr=1e-4,2e-4", *relative)
+    ours = [job.run_dir for job in records(Path("first"))]
+    relative = ("runs_root=here", "hydra.sweep.dir=second")
+    name = "hydra_plugins.launchers.Elsewhere"  # Hydra takes launchers from nowhere else
+    monkeypatch.setitem(Plugins.instance().class_name_to_class, name, launchers.Elsewhere)
+    elsewhere = f"hydra.launcher._target_={name}"
+    swept(*FAST, "algo.optimizer.lr=1e-4,2e-4", *relative, elsewhere)
+    assert [job.run_dir for job in records(Path("second"))] == ours and len(set(ours)) == 2
+    assert all(name.startswith("here/sft-tiny-arithmetic-s0-") for name in ours)
+    assert started[:2] == started[2:]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "named"),
+    [
+        ("launcher=submitit_local", "pip install 'align[launchers]'"),
+        ("launcher=submitit_slurm", "pip install 'align[launchers]'"),
+        ("launcher=ray", "hydra-ray-launcher"),
+        ("launcher=joblib", "pip install 'align[sweeps]'"),
+        ("sweeper=optuna", "pip install 'align[sweeps]'"),
+    ],
+)
+def test_a_plugin_that_is_missing_is_named_with_what_brings_it(launcher, named, tmp_path):
+    """In a process whose Hydra finds no plugin, whatever is installed here."""
+    code = (
+        "import sys; sys.modules['hydra_plugins'] = __import__('types').ModuleType('hydra_plugins')\n"
+        "sys.modules['hydra_plugins'].__path__ = []\nfrom align.run import main; main()"
+    )
+    command = [sys.executable, "-c", code, "-m", f"hydra/{launcher}", "seed=0,1", f"runs_root={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: hydra/{launcher}: its plugin is not installed") and named in done.stderr
+
+
+def test_slurm_without_sbatch_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("align.sweep.shutil.which", lambda name: None)
+    with pytest.raises(ConfigError, match="no sbatch here"):
+        sweep._refuse_launcher(sweep.SLURM)
+    sweep._refuse_launcher("another")
+
+
+def test_a_launcher_for_a_single_run_is_refused(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["align.run", "hydra.launcher._target_=tests.end_to_end.launchers.Elsewhere"])
+    with pytest.raises(SystemExit) as end:
+        run.main()
+    assert end.value.code == 1 and "only a sweep has one; add -m" in capfd.readouterr().err
+
+
+def test_a_job_whose_time_is_over_is_told_to_end_and_its_record_says_so(swept, monkeypatch, tmp_path):
+    """submitit raises from the handler of a signal: the run must save and end, and not go on alone."""
+    said = tmp_path / "said"
+    code = f"import signal, time\ndef told(*_):\n    open({str(said)!r}, 'w').write('told'); raise SystemExit(130)\n" \
+           f"signal.signal(signal.SIGTERM, told); open({str(said)!r}, 'w').write('up'); time.sleep(60)"  # fmt: skip
+    monkeypatch.setattr(jobs, "command", lambda hydra: [sys.executable, "-c", code])
+
+    def over(*_) -> None:
+        raise RuntimeError("timed-out too many times")
+
+    before = signal.signal(signal.SIGUSR2, over)
+
+    def signal_it() -> None:
+        wait_for(lambda: said.is_file() and said.read_text() == "up")
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    thread = Thread(target=signal_it)
+    thread.start()
+    code, _, err, folder = swept(*FAST)
+    thread.join()
+    signal.signal(signal.SIGUSR2, before)
+    (job,) = records(folder)
+    assert (code, job.state, job.exit_code) == (2, "failed", 2) and "timed-out too many times" in job.error
+    assert said.read_text() == "told"
+
+
 # --- the objective ---
 
 
@@ -306,6 +393,16 @@ def test_jobs_that_others_were_running_are_over_when_the_sweep_is(tmp_path):
         (10, "interrupted", 130),
     ]
     assert [job.state for job in records(tmp_path)] == ["finished", "interrupted"]
+
+
+def test_a_job_that_still_goes_on_when_the_sweep_is_broken_off_is_not_said_to_be_over(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "run").mkdir()
+    jobs.record(tmp_path, Job(0, ("seed=0",), run_dir=str(tmp_path / "run")))
+    handle = lock(tmp_path / "run")
+    assert [job.state for job in sweep.settle(tmp_path, 130)] == ["running"]
+    os.close(handle)
+    assert [job.state for job in sweep.settle(tmp_path, 130)] == ["interrupted"]
 
 
 def test_a_child_that_ignores_the_first_interrupt_is_killed_by_the_second(tmp_path):

@@ -10,6 +10,7 @@ import yaml
 
 from align.checkpoints import write
 from align.config import plain
+from align.locks import is_empty
 from align.places import Place, newest, place
 from align.runs import Run, RunError
 from tests.config.test_conf import composed
@@ -112,7 +113,7 @@ def test_a_start_that_was_stopped_before_it_was_open_is_started_anew(tmp_path, l
     for name in left:
         (tmp_path / "run" / name).write_text(yaml.safe_dump(plain(e)))
     assert place(e) == Place(tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert is_empty(tmp_path / "run")
 
 
 FOREIGN = {"thesis.tex": "years of work", "config.yaml": "theme: dark", "notes.tmp": "", "config.yaml.tmp": ""}

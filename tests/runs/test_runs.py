@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from align.places import free_name
-from align.runs import LINES, Run, RunError, covers, read, read_lines, stable
+from align.places import covers, free_name
+from align.runs import LINES, Run, RunError, read, read_lines, stable
 
 
 @pytest.fixture
