@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # A module may import from its own level and from those before it.
 LEVELS = [
-    ["align.maths", "align.refusals", "align.on_policy_laws", "align.algo_laws", "align.data_laws", "align.laws",
+    ["align.maths", "align.refusals", "align.on_policy_laws", "align.algo_laws", "align.data_laws", "align.vllm_laws", "align.laws",
      "align.schema", "align.compose", "align.config", "align.alarms", "align.locks", "align.stopping", "align.runs",
      "align.seeds", "align.embedded", "align.hub", "align.tiny", "align.records", "align.rollouts", "align.checkpoints",
      "align.places", "align.jobs", "align.strict_json", "reward_models"],
