@@ -46,8 +46,10 @@ KINDS: dict[str, dict[str, type]] = {
     "data": {"annotator": AnnotatorData, "arithmetic": ArithmeticData, "jsonl": JsonlData, "hub": HubData},
 }
 # Where and how a run is carried out; two runs that differ only here measure the same thing.
-CIRCUMSTANCES = ("run_dir", "runs_root", "resume", "checkpoint", "tracker", "reward_seconds", "sampling.vllm.urls",
-                 "sampling.vllm.python", "sampling.vllm.arguments", "sampling.vllm.seconds", "sampling.vllm.retries")  # fmt: skip
+CIRCUMSTANCES = (
+    *("run_dir", "runs_root", "resume", "checkpoint", "tracker", "reward_seconds"),
+    *(f"sampling.vllm.{key}" for key in ("urls", "python", "arguments", "seconds", "retries")),
+)
 
 
 def check(cfg: DictConfig) -> Experiment:
