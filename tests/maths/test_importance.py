@@ -1,4 +1,4 @@
-"""Weights between sampler and trainer, by hand: two tokens of probability 0.6 and 0.2 that the sampler gave 0.3, 0.4."""
+"""Weights between sampler and trainer, by hand: tokens of probability 0.6 and 0.2 that the sampler gave 0.3, 0.4."""
 
 from __future__ import annotations
 

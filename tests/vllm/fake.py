@@ -1,7 +1,7 @@
 """A server that speaks the part of vLLM's protocol that we use (align/vllm_client.py), over the tiny model.
 
-It really samples, token by token from the adapter it was sent, by transformers and PEFT rather than by our own code. It has
-vLLM's manners (0.32, by which they were written down): 404 for a model or an adapter it has not, 400 for one it has, a
+It really samples, token by token from the adapter it was sent, by transformers and PEFT not by our own code. It has
+vLLM's manners (seen of 0.32): 404 for a model or an adapter it has not, 400 for an adapter it has, a
 sentence instead of JSON when an adapter is taken, the ending token among the ids. And it can be made to fail.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import threading
 import time
@@ -24,7 +25,7 @@ SLOW = 30.0  # seconds of a server that hangs; no test waits for them
 
 
 class Fake(ThreadingHTTPServer):
-    """`fault`: what goes wrong with completions; `times`: how many of them, the first or as set by a test."""
+    """`fault`: what goes wrong with the first so many completions (`times`); `after`: with those that follow."""
 
     daemon_threads = True
     block_on_close = False
@@ -34,6 +35,7 @@ class Fake(ThreadingHTTPServer):
     ):
         super().__init__(("127.0.0.1", port), Handler)
         self.folder, self.key, self.fault, self.times = folder, key, fault, times
+        self.after = ""
         self.base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.adapted: PeftModel | None = None
         self.adapters: dict[str, str] = {}  # name -> folder
@@ -124,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def complete(self, asked: dict[str, Any]) -> None:
         server = self.server
-        fault = server.fault if server.times > 0 else ""
+        fault = server.fault if server.times > 0 else server.after
         server.times -= 1
         if fault == "forgets":
             server.adapters.clear()
