@@ -49,7 +49,7 @@ def test_a_run_on_two_servers_is_finished_measured_as_every_other_and_leaves_the
     assert one.calls["/v1/completions"] + two.calls["/v1/completions"] == 24 + 6  # and a canary each
     assert not one.adapters and not two.adapters
     assert not list(record.path.glob("sent-*"))
-    assert not record.events
+    assert not read_lines(record.path / "events.jsonl")
 
 
 def test_it_is_the_run_that_it_is_whichever_server_samples(fakes, tmp_path):
