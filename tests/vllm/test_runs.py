@@ -137,6 +137,24 @@ def test_a_server_that_cannot_start_is_reported_with_its_last_words(tmp_path):
         execute(tmp_path, *no_warmup("grpo"), *OWN, "steps=1", "sampling.vllm.arguments=['--fault=start']")
 
 
+@pytest.mark.slow
+def test_two_processes_share_one_server_and_sample_what_one_does(tmp_path):
+    settings = (*TINY, *no_warmup("grpo"), *OWN, "steps=2")
+    launch = ["accelerate.commands.launch", "--config_file", "conf/accelerate/ddp.yaml", "-m", "align.run"]
+    for name, module in (("one", ["align.run"]), ("two", launch)):
+        command = [sys.executable, "-m", *module, *settings, f"run_dir={tmp_path}/{name}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | FAKE)
+        assert done.returncode == 0, done.stderr
+    one, two = (read(tmp_path / name) for name in ("one", "two"))
+    assert two.meta["processes"] == 2
+    for row, other in zip(one.phase("train"), two.phase("train"), strict=True):
+        for key in ("reward/mean", "length/mean", "completions", "gen_tokens"):
+            assert row[key] == other[key], key
+        assert row["optim/grad_norm"] == pytest.approx(other["optim/grad_norm"], rel=1e-3)
+    assert not read_lines(two.path / "events.jsonl")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_the_run_ends_so_does_its_server(tmp_path, number):
     command = [sys.executable, "-m", "align.run", *TINY, *no_warmup("grpo"), *OWN, "steps=100000",
