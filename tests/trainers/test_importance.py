@@ -1,4 +1,4 @@
-"""What weights between sampler and trainer do to a step; and that without them, or where both agree, nothing changes."""
+"""What weights between sampler and trainer do to a step; without them, or where both agree, nothing changes."""
 
 from __future__ import annotations
 
@@ -87,5 +87,3 @@ def test_a_bound_that_leaves_nothing_trains_nothing(tmp_path, monkeypatch):
     assert row["importance/bounded"] == 1 and row["importance/mean"] == 0
     assert row["optim/grad_norm"] == 0
     assert row["sampler/gap"] == pytest.approx(9, abs=0.01)
-
-

@@ -56,5 +56,3 @@ def gap(role: Policy, completions: Completions, temperature: float = 1.0) -> flo
     """Largest difference between the logprobs and those of the scoring pass."""
     batch = batch_of(completions, role.tokenizer.pad_token_id, role.device)
     return float((score(Scorer(role.model, temperature), batch)[0] - completions.logprobs).abs().max())
-
-

@@ -1,4 +1,4 @@
-"""The same against vLLM itself: `ALIGN_VLLM_PYTHON=.vllm/bin/python pytest tests/vllm/test_real.py` (docs/vllm.md, minutes).
+"""The same against vLLM itself: `ALIGN_VLLM_PYTHON=.vllm/bin/python pytest tests/vllm/test_real.py` (minutes).
 
 What the fake server promises of the protocol is seen here of the real one.
 """
@@ -27,9 +27,9 @@ from tests.vllm.rollouts import move
 from tests.vllm.test_runs import servers_of, wait_for
 
 PYTHON = os.environ.get("ALIGN_VLLM_PYTHON")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(PYTHON is None, reason="ALIGN_VLLM_PYTHON names no python with vLLM")]
-SETTINGS = ("data=arithmetic", "sampling=vllm", "sampling.max_new_tokens=16", f"sampling.vllm.python={PYTHON}", "device=cpu",
-            "sampling.vllm.arguments=['--max-model-len=512']", "tracker=none")  # fmt: skip
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PYTHON is None, reason="ALIGN_VLLM_PYTHON is not set")]
+SETTINGS = ("data=arithmetic", "sampling=vllm", "sampling.max_new_tokens=16", f"sampling.vllm.python={PYTHON}",
+            "device=cpu", "sampling.vllm.arguments=['--max-model-len=512']", "tracker=none")  # fmt: skip
 QUESTION = PROMPTS[2]
 
 

@@ -1,4 +1,4 @@
-"""Completions of servers are the policy's, each there once, whatever servers do meanwhile; or the rollout fails in words.
+"""Completions of servers are the policy's, each there once, whatever servers do; or the rollout fails in words.
 
 Two servers where the fault is one server's, so that the other can take over.
 """
