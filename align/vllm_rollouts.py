@@ -37,6 +37,7 @@ from align.vllm_server import OwnServer
 
 BASE = "base"  # what a server of the run's own calls its model
 QUICK = 60.0  # seconds for what is no completion
+GOODBYE = 5.0  # seconds for that at the end, for which nobody wants to wait
 PAUSE = 2.0  # seconds before a round that follows one in which something went wrong, at most PAUSE x rounds
 CANARY = 16  # tokens of the completion that shows a server's weights
 
@@ -204,14 +205,14 @@ class ServedSampler:
         return found, set(failed)
 
     def close(self) -> None:
-        """Leave the servers as they were, as far as they answer."""
+        """Leave servers that go on as they were, as far as they answer."""
         for server in self.servers:
-            try:
-                for name in server.models(QUICK):
+            if isinstance(server, OwnServer):
+                continue
+            with suppress(ServerError):  # it is gone, and what it had with it
+                for name in server.models(GOODBYE):
                     if name.startswith(self.prefix):
-                        server.unload(name, QUICK)
-            except ServerError:
-                continue  # it is gone, and what it had with it
+                        server.unload(name, GOODBYE)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -48,23 +48,29 @@ class OwnServer(Server):
         return self.process is not None and self.process.poll() is None
 
     def begun(self) -> tuple[str, str]:
-        """Its address and key, when it has started."""
-        self.start()
+        """Its address and key, when it has started. Raises ConfigError: at the start it is the user's to repair."""
+        try:
+            self.start()
+        except ServerError as error:
+            raise ConfigError(f"sampling.vllm.python={self.command[0]}: {error}") from None
         return self.url, self.key
 
     def start(self) -> None:
-        """Returns when it answers. Raises ConfigError when it ends instead, ServerError when it takes too long."""
+        """Returns when it answers. Raises ServerError when it ends instead, or takes too long."""
         self.stop()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_API_KEY": self.key}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            env=environment, start_new_session=True)  # fmt: skip
+            try:
+                self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                                env=environment, start_new_session=True)  # fmt: skip
+            except OSError as error:
+                raise ServerError(f"vLLM's server cannot be started: {error.strerror}") from None
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if not self.alive:
-                raise ConfigError(f"sampling.vllm.python={self.command[0]}: its vLLM server ended "
-                                  f"({self.process.returncode}) instead of starting:\n{self.last_words()}")  # fmt: skip
+                raise ServerError(f"vLLM's server ended ({self.process.returncode}) instead of starting:\n"
+                                  f"{self.last_words()}")  # fmt: skip
             with suppress(ServerError):
                 self.models(seconds=5)
                 return
