@@ -126,7 +126,7 @@ def test_which_servers_sample_does_not_change_what_a_run_is_but_that_servers_do(
         ["sampling=local"],
         ["sampling=vllm", VLLM, "sampling.vllm.arguments=['--max-model-len=512']", "sampling.vllm.retries=1"],
         ["sampling=vllm", "sampling.vllm.urls=[http://a:1,https://b]", "sampling.vllm.seconds=5"],
-        ["sampling=vllm", VLLM, "sampling.vllm.gap=0.2"],
+        ["sampling=vllm", VLLM, "sampling.vllm.gap=0.3"],
     ))  # fmt: skip
     assert local == config_hash(plain(composed()))
     assert own == named

@@ -58,10 +58,10 @@ def gap(sampler, completions, temperature=1.0):
 def test_the_servers_logprobs_are_the_trainers_before_and_after_an_update(served):
     served.begin()
     before = served(served.policy, PROMPTS, 4, served.cfg, 0)
-    assert gap(served, before) < 0.05
-    move(served.policy, 0.01, seed=5)
+    assert gap(served, before) < 0.1
+    move(served.policy, 0.02, seed=5)
     after = served(served.policy, PROMPTS, 4, served.cfg, 0)
-    assert gap(served, after) < 0.05 < gap(served, before), "the second adapter is another, and was taken up"
+    assert gap(served, after) < 0.1 < gap(served, before), "the second adapter is another, and was taken up"
     assert [name for name in served.servers[0].models(10) if name != "base"] == [served.adapter.name]
     assert served.told() == []
 
@@ -112,5 +112,5 @@ def test_a_run_whose_server_is_killed_goes_on_with_another_and_ends_it(tmp_path)
     assert child.returncode == 0, said
     record = read(tmp_path / "run")
     assert [row["completions"] for row in record.phase("train")] == [32, 64, 96]
-    assert all(row["sampler/gap"] < 0.05 for row in record.phase("train"))
+    assert all(row["sampler/gap"] < 0.1 for row in record.phase("train"))
     assert "started again" in (tmp_path / "run" / "events.jsonl").read_text()

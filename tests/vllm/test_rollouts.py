@@ -180,7 +180,7 @@ def test_a_server_that_keeps_serving_old_weights_is_found_out(fakes, tmp_path):
     check_whole(role, ask(made), 0, good)
     (sentence,) = made.told()
     assert f"{stale.url} has other weights than the trainer" in sentence
-    assert "sampling.vllm.gap=0.1" in sentence
+    assert "sampling.vllm.gap=0.2" in sentence
     assert not {s for s, _ in stale.answered} & seeds(0)
 
 

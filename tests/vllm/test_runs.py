@@ -94,10 +94,10 @@ def test_a_gap_that_is_too_large_stops_the_run_before_it_trains(fakes, tmp_path,
 
     def other(self, *asked):
         made = real(self, *asked)
-        return replace(made, logprobs=(made.logprobs - 0.2).masked_fill(~made.mask, 0.0))
+        return replace(made, logprobs=(made.logprobs - 0.4).masked_fill(~made.mask, 0.0))
 
     monkeypatch.setattr(vllm_rollouts.ServedSampler, "__call__", other)
-    with pytest.raises(FloatingPointError, match=r"step 1: .* 0.2 nats per token \(sampling.vllm.gap=0.1\)"):
+    with pytest.raises(FloatingPointError, match=r"step 1: .* 0.4 nats per token \(sampling.vllm.gap=0.2\)"):
         execute(tmp_path, *no_warmup("grpo"), *SERVED, "steps=2", *at(fakes()))
 
 
