@@ -162,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
         if drip:
             for byte in data:
                 self.wfile.write(bytes([byte]))
-                time.sleep(0.05)
+                time.sleep(0.1)
         self.wfile.write(data[:-9] if short else b"" if drip else data)
 
 

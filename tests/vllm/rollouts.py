@@ -18,7 +18,7 @@ from tests.invariants.families import PROMPTS, STOPS
 from tests.vllm.fake import Fake
 
 SMALL = ("model=tiny", "data=arithmetic", "device=cpu", "dtype=float32", "tracker=none", "sampling=vllm",
-         "sampling.max_new_tokens=8", "sampling.vllm.seconds=2")  # fmt: skip
+         "sampling.max_new_tokens=8", "sampling.vllm.seconds=5")  # fmt: skip
 
 
 def at(*fakes: Fake) -> list[str]:

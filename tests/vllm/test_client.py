@@ -64,9 +64,9 @@ def test_an_answer_with_one_thing_wrong_is_refused_by_what_is_wrong(fakes, adapt
 def test_a_server_that_hangs_or_gives_a_byte_now_and_then_is_given_up_after_the_limit(fakes, adapter, fault):
     fake = fakes(fault=fault)
     started = time.monotonic()
-    with pytest.raises(ServerError, match="took more than 0.5 s"):
-        asked(fake, adapter, seconds=0.5)
-    assert time.monotonic() - started < 5
+    with pytest.raises(ServerError, match="took more than 3 s"):  # long enough to begin to answer
+        asked(fake, adapter, seconds=3)
+    assert time.monotonic() - started < 15
 
 
 def test_what_is_being_asked_can_be_given_up(fakes, adapter):

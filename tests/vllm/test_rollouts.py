@@ -105,7 +105,7 @@ def test_several_servers_share_the_prompts(fakes, tmp_path, untouched):
     ("fault", "said"),
     [
         ("die", "cannot be asked"),
-        ("hang", "took more than 2 s"),
+        ("hang", "took more than 5 s"),
         ("error", "500"),
         ("torn", "damaged JSON"),
         ("cut", "bytes|cannot be asked"),
