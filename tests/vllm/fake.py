@@ -28,6 +28,7 @@ class Fake(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # with 5, the default, sixteen requests at once are sometimes reset
 
     def __init__(
         self, folder: str, port: int = 0, key: str | None = None, fault: str = "", times: float = float("inf")

@@ -176,7 +176,7 @@ def test_a_server_that_keeps_serving_old_weights_is_found_out(fakes, tmp_path):
     made = rollouts.sampler(tmp_path, role, good, stale)
     ask(made, seed=9)
     stale.fault = "stale"
-    move(role, 0.3, seed=3)
+    move(role, 1.0, seed=3)
     check_whole(role, ask(made), 0, good)
     (sentence,) = made.told()
     assert f"{stale.url} has other weights than the trainer" in sentence
