@@ -173,14 +173,14 @@ def test_a_rollout_that_no_server_can_give_fails_and_says_what_they_said(fakes, 
 
 def test_a_server_that_keeps_serving_old_weights_is_found_out(fakes, tmp_path):
     role, good, stale = rollouts.policy(), fakes(), fakes()
-    made = rollouts.sampler(tmp_path, role, good, stale)
+    made = rollouts.sampler(tmp_path, role, good, stale, overrides=("sampling.vllm.gap=0.05",))
     ask(made, seed=9)
     stale.fault = "stale"
     move(role, 1.0, seed=3)
     check_whole(role, ask(made), 0, good)
     (sentence,) = made.told()
     assert f"{stale.url} has other weights than the trainer" in sentence
-    assert "sampling.vllm.gap=0.2" in sentence
+    assert "sampling.vllm.gap=0.05" in sentence
     assert not {s for s, _ in stale.answered} & seeds(0)
 
 
