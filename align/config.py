@@ -46,7 +46,10 @@ KINDS: dict[str, dict[str, type]] = {
     "data": {"annotator": AnnotatorData, "arithmetic": ArithmeticData, "jsonl": JsonlData, "hub": HubData},
 }
 # Where and how a run is carried out; two runs that differ only here measure the same thing.
-CIRCUMSTANCES = ("run_dir", "runs_root", "resume", "checkpoint", "tracker", "reward_seconds")
+CIRCUMSTANCES = (
+    *("run_dir", "runs_root", "resume", "checkpoint", "tracker", "reward_seconds"),
+    *(f"sampling.vllm.{key}" for key in ("urls", "python", "arguments", "seconds", "retries")),
+)
 
 
 def check(cfg: DictConfig) -> Experiment:
@@ -65,6 +68,8 @@ def check(cfg: DictConfig) -> Experiment:
         ("model", "lora"),
         ("algo", "critic"),
         ("algo", "gae"),
+        ("sampling", "vllm"),
+        ("sampling", "importance"),
     ):  # `model.lora=none` on the command line
         section = raw.get(group)
         if isinstance(section, dict) and section.get(part) == "none":
@@ -134,14 +139,13 @@ def config_hash(settings: Mapping[str, Any]) -> str:
 
     A setting that is null is left out: runs older than the setting are found again.
     """
-    kept = {key: value for key, value in settings.items() if key not in CIRCUMSTANCES}
-    return hashlib.sha256(json.dumps(_given(kept), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_given(settings), sort_keys=True).encode()).hexdigest()
 
 
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _given(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
-        key: _given(value) if isinstance(value, Mapping) else value
-        for key, value in settings.items() if value is not None
+        key: _given(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in settings.items() if value is not None and f"{prefix}{key}" not in CIRCUMSTANCES
     }  # fmt: skip
 
 

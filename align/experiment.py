@@ -35,6 +35,7 @@ from align.stages import load_data, obtain_reward_model
 from align.tempered import Tempered
 from align.terminal import Terminal
 from align.trackers import Tracked, Tracking, require_installed
+from align.vllm_rollouts import served
 
 
 def execute(experiment: Experiment) -> Path:
@@ -147,10 +148,12 @@ def make_accelerator(experiment: Experiment, device: torch.device) -> Accelerato
 def train_on_policy(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, learned: RewardModel | None) -> None:
     from align.trainers.on_policy import Hooks, OnPolicyTrainer
 
-    trainer = OnPolicyTrainer(opened.experiment, policy, rewards, opened.accelerator, learned)
-    probe = opened.policy_prober(policy, data, rewards)
-    hooks = Hooks(opened.log, opened.count, probe, opened.event, opened.keeper)
-    opened.saving(policy, lambda: trainer.train(data.train_prompts, hooks))
+    e, first, starting = opened.experiment, data.train_prompts[0], opened.stop.breakable()
+    with served(e, policy, opened.accelerator, opened.path, first, starting) as servers:
+        trainer = OnPolicyTrainer(e, policy, rewards, opened.accelerator, learned, servers)
+        probe = opened.policy_prober(policy, data, rewards)
+        hooks = Hooks(opened.log, opened.count, probe, opened.event, opened.keeper)
+        opened.saving(policy, lambda: trainer.train(data.train_prompts, hooks))
 
 
 def train_preference(opened: OpenRun, policy: Policy, data: Data, rewards: Rewards, _: RewardModel | None) -> None:

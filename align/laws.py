@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from align import algo_laws, data_laws
+from align import algo_laws, data_laws, vllm_laws
 from align.refusals import ConfigError, finite, need, one_of, positive, reachable
 from reward_models.formula import parse
 
@@ -34,6 +34,7 @@ def enforce(experiment: Experiment) -> None:
     if experiment.algo.kind not in algo_laws.UNTRAINED:
         algo_laws.optimizer(experiment.algo.optimizer, "algo.optimizer", experiment.steps)
     algo_laws.LAWS[experiment.algo.kind](experiment)
+    vllm_laws.enforce(experiment)
 
 
 def _top(e: Experiment) -> None:

@@ -110,7 +110,7 @@ def _begun(file: Path, here: Mapping[str, Any]) -> bool:
 
 def _differences(one: Any, other: Any, key: str) -> list[str]:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        names = [n for n in {**one, **other} if key or n not in CIRCUMSTANCES]
+        names = [n for n in {**one, **other} if f"{key}.{n}".lstrip(".") not in CIRCUMSTANCES]
         sides = [(one.get(n, "unset"), other.get(n, "unset"), f"{key}.{n}".lstrip(".")) for n in names]
         return [difference for side in sides for difference in _differences(*side)]
     return [] if one == other else [f"{key} ({one} there, {other} here)"]

@@ -8,6 +8,7 @@
     checkpoints/     what `resume=true` goes on from (align/checkpoints.py)
     adapter/         the trained LoRA adapter (PEFT), or model/ with lora=none
     tensorboard/     events for TensorBoard; other trackers: align/trackers.py     tracker.json   which run of theirs
+    vllm.log         what a server of the run's own said; sent-N/ the adapter that servers have (align/vllm_rollouts.py)
     status.json      {"state": running | finished | failed | interrupted, ...}
     .lock            held by the process that writes here (align/locks.py)
 

@@ -50,14 +50,26 @@ def sample(
         Job(encoded[prompt.id], None if greedy else (seed, prompt.id, k), limit)
         for (prompt, k), limit in zip(jobs, bounds, strict=True)
     ]
-    ids, logprobs, lengths = _Decoding(policy, policy.model if model is None else model, cfg, asked).run()
+    decoded = _Decoding(policy, policy.model if model is None else model, cfg, asked).run()
+    return completions_of(policy, [prompt for prompt, _ in jobs], [job.prompt for job in asked], *decoded)
+
+
+def completions_of(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    prompt_ids: Sequence[tuple[int, ...]],
+    ids: Tensor,
+    logprobs: Tensor,
+    lengths: Tensor,
+) -> Completions:
+    """What was sampled, as a record: ids and logprobs [B, T], lengths [B], whatever stands behind them."""
     mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(-1)
     last = ids.gather(1, lengths.unsqueeze(-1) - 1).squeeze(-1)
     finished = torch.isin(last, torch.tensor(policy.stop_ids, dtype=torch.long))
     ends = (lengths - finished.long()).tolist()
     return Completions(
-        prompts=tuple(prompt for prompt, _ in jobs),
-        prompt_ids=tuple(job.prompt for job in asked),
+        prompts=tuple(prompts),
+        prompt_ids=tuple(prompt_ids),
         ids=ids.masked_fill(~mask, policy.tokenizer.pad_token_id),
         mask=mask,
         finished=finished,

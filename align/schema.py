@@ -8,6 +8,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from align.sampling_schema import Importance, Sampling, Vllm
+
+__all__ = ["Importance", "Sampling", "Vllm"]  # named as if they stood here
+
 
 @dataclass
 class Lora:
@@ -253,17 +257,6 @@ class Probe:
     pairs: int = MISSING
     train_pairs: int | None = MISSING
     greedy: bool = MISSING
-
-
-@dataclass
-class Sampling:
-    temperature: float = MISSING
-    top_k: int | None = MISSING
-    top_p: float | None = MISSING
-    min_p: float | None = MISSING
-    max_new_tokens: int = MISSING
-    rows: int = MISSING
-    lora: str = MISSING
 
 
 @dataclass

@@ -63,7 +63,8 @@ def answered(cfg: Any, experiment: Experiment, policy: Policy, asked: Sequence[P
             return read_pool(path, asked)
     many = len(asked) * cfg.pool.samples
     print(f"sampling a pool of {many} answers from the start model, once: {cached}", flush=True)
-    sampling = Sampling(cfg.pool.temperature, None, None, None, cfg.pool.max_new_tokens, POOL_ROWS, "merged")
+    sampling = Sampling(cfg.pool.temperature, None, None, None, cfg.pool.max_new_tokens, POOL_ROWS, "merged", None,
+                        None)  # fmt: skip
 
     def answers(prompts: Sequence[Prompt], samples: int) -> list[tuple[str, int, bool]]:
         got = sample(policy, prompts, samples, sampling, derive(0, "pool"), model=policy.reference)

@@ -10,10 +10,11 @@ from torch import Tensor
 from align.maths import kl as kl_estimators
 from align.maths.advantages import GROUP, gae, rewards_to_go
 from align.maths.control import Moments, adapted_coef
+from align.maths.importance import importance_weights
 from align.maths.masked import masked_mean, masked_sum, masked_var, whiten
 from align.maths.values import explained_variance
 from align.records import Rollout, Targets
-from align.schema import Gae, Kl, OnPolicy
+from align.schema import Gae, Importance, Kl, OnPolicy
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,26 @@ def estimate(rollout: Rollout, algo: OnPolicy, memory: Memory, limit: int) -> Ta
         advantages = whiten(advantages, mask)
     stats["guard/dropped_completions"] = float((~usable).sum())
     return Targets(advantages, returns, mask, usable, stats)
+
+
+def weighted(targets: Targets, rollout: Rollout, importance: Importance | None) -> Targets:
+    """Advantages times what their tokens count for, when the sampler's probabilities are not the trainer's.
+
+    The surrogate of w A is w times that of A, since w is not negative: so clips and ratios stay those of the trainer's
+    own two policies. KL terms and a critic's targets are not weighted.
+    """
+    if importance is None:
+        return targets
+    assert rollout.old_logprobs is not None
+    mask = rollout.completions.mask & targets.usable.unsqueeze(-1)
+    weights, acted = importance_weights(
+        rollout.old_logprobs, rollout.completions.logprobs, mask, importance.level, importance.bound, importance.cap
+    )
+    stats = {
+        "importance/mean": float(masked_mean(weights, targets.mask)),
+        "importance/bounded": float(masked_mean(acted.float(), targets.mask)),
+    }
+    return replace(targets, advantages=targets.advantages * weights, stats={**targets.stats, **stats})
 
 
 def _with_critic(rewards: Tensor, values: Tensor, mask: Tensor, cfg: Gae) -> tuple[Tensor, Tensor]:

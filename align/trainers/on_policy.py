@@ -27,9 +27,10 @@ from align.sampling import sample
 from align.schema import Experiment
 from align.seeds import derive
 from align.trainers import reports
-from align.trainers.estimators import Memory, divergence, estimate
+from align.trainers.estimators import Memory, divergence, estimate, weighted
 from align.trainers.learner import Learner
 from align.trainers.prompts import PromptStream
+from align.vllm_rollouts import ServedSampler
 
 
 class Hooks(NamedTuple):
@@ -57,9 +58,10 @@ class OnPolicyTrainer:
         rewards: Rewards,
         accelerator: Accelerator,
         learned: RewardModel | None = None,
+        served: ServedSampler | None = None,  # by servers; None: the policy is sampled in this process
     ):
         self.experiment, self.algo, self.policy, self.rewards = experiment, experiment.algo, policy, rewards
-        self.accelerator = accelerator
+        self.accelerator, self.served = accelerator, served
         self._check_processes()
         temperature = experiment.sampling.temperature
         policy.model.eval()
@@ -80,8 +82,11 @@ class OnPolicyTrainer:
                 break
             started = time.perf_counter()
             rollout, stats = self.collect(stream, step, hooks.count)
+            if self.served is not None:
+                reports.servers(self.served.told(), stats["sampler/gap"], self.experiment.sampling, step, hooks.event)
             self.memory = self.memory.seen(rollout, self.algo)
             targets = estimate(rollout, self.algo, self.memory, self.experiment.sampling.max_new_tokens)
+            targets = weighted(targets, rollout, self.experiment.sampling.importance)
             reports.nonfinite(rollout, self.experiment.guard, step, hooks.event)
             scored = time.perf_counter()
             stats |= targets.stats | self.learner.update(rollout, targets, step, self.memory.kl_coef)
@@ -144,8 +149,13 @@ class OnPolicyTrainer:
         share = len(prompts) // self.accelerator.num_processes
         own = prompts[self.accelerator.process_index * share :][:share]
         seed = derive(self.experiment.seed, *stream)
-        completions = sample(self.policy, own, self.algo.group_size, self.experiment.sampling, seed)
-        return together(self.accelerator, lambda: Rollout(completions, *self.rewards(completions)))
+        asked = self.policy, own, self.algo.group_size, self.experiment.sampling, seed
+
+        def rollout() -> Rollout:
+            completions = sample(*asked) if self.served is None else self.served(*asked)
+            return Rollout(completions, *self.rewards(completions))
+
+        return together(self.accelerator, rollout)
 
     def scores(self, completions: Completions) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Old logprobs, reference logprobs and values [B, T], each where the algorithm needs it; on the CPU, beside
@@ -157,6 +167,7 @@ class OnPolicyTrainer:
         algo, kl = self.algo, self.algo.kl
         size = self.learner.halving, algo.micro_batch_tokens
         needs_old = self.learner.updates > 1 or kl.where == "reward" or kl.target_nats_per_sequence is not None
+        needs_old = needs_old or self.served is not None or self.experiment.sampling.importance is not None
         old, values = None, None
         if needs_old or (algo.critic is not None and not self.scorers.two_passes):
             old, _, *own = score(self.scorers, batch, *size)

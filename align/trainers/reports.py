@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from align.records import Rollout
-from align.schema import Guard
+from align.schema import Guard, Sampling
 from align.trainers.learner import Outlier
 
 TOLERANCE = 0.005  # of explained variance: a critic that starts at 0 is not yet worse than a constant
@@ -56,6 +56,22 @@ def critic(explained: Sequence[float], step: int, event: Event) -> None:
         "worse than a constant. Try algo.critic.warmup_steps, another algo.critic.lr, algo.critic.init=zero or reward",
         explained_variance=mean,
     )
+
+
+def servers(said: Sequence[str], gap: float, sampling: Sampling, step: int, event: Event) -> None:
+    """What went wrong with servers and was asked again; and whether what they sampled is the policy's at all.
+
+    Raises FloatingPointError when sampler and trainer are further apart than declared: nothing was trained on that.
+    """
+    for sentence in said:
+        event("server", step + 1, f"step {step + 1}: {sentence}; it was asked again or elsewhere")
+    assert sampling.vllm is not None
+    if not gap <= sampling.vllm.gap:
+        raise FloatingPointError(
+            f"step {step + 1}: the servers' logprobs differ from the trainer's by {gap:.3g} nats per token "
+            f"(sampling.vllm.gap={sampling.vllm.gap:g}): they have other weights, or sample otherwise; nothing was "
+            "updated with it"
+        )
 
 
 def _shown(rollout: Rollout, row: int) -> dict[str, Any]:

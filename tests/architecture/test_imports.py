@@ -12,16 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # A module may import from its own level and from those before it.
 LEVELS = [
-    ["align.maths", "align.refusals", "align.on_policy_laws", "align.algo_laws", "align.data_laws", "align.laws",
-     "align.schema", "align.compose", "align.config", "align.alarms", "align.locks", "align.stopping", "align.runs",
-     "align.seeds", "align.embedded", "align.hub", "align.tiny", "align.records", "align.rollouts", "align.checkpoints",
-     "align.places", "align.jobs", "align.strict_json", "align.strategy", "reward_models"],
+    ["align.maths", "align.refusals", "align.on_policy_laws", "align.algo_laws", "align.data_laws", "align.vllm_laws",
+     "align.laws", "align.schema", "align.sampling_schema", "align.compose", "align.config", "align.alarms",
+     "align.locks", "align.stopping", "align.runs", "align.seeds", "align.embedded", "align.hub", "align.tiny",
+     "align.records", "align.rollouts", "align.checkpoints", "align.places", "align.jobs", "align.strict_json",
+     "align.strategy", "reward_models"],
     ["align.report", "align.compare", "align.terminal", "align.trackers", "align.watched", "align.watch_view",
      "align.watch"],
     ["align.attention", "align.head", "align.lora", "align.fused", "align.quant", "align.merged", "align.packing",
      "align.decoding", "align.data", "align.device", "align.halving", "align.models", "align.reward_model",
      "align.forward", "align.features"],
-    ["align.sampling", "align.rewards", "align.critic"],
+    ["align.sampling", "align.rewards", "align.critic", "align.vllm_client", "align.vllm_server",
+     "align.vllm_rollouts"],
     ["align.measures"],
     ["align.probe", "align.stages", "align.describe"],
     ["align.opened", "align.best_of_n", "align.tempered"],

@@ -12,6 +12,9 @@ from align import run
 from align.refusals import ConfigError
 from tests.config.test_conf import composed
 
+VLLM = ["sampling=vllm", "sampling.vllm.urls=[http://127.0.0.1:1]"]
+OWN = ["sampling=vllm", f"sampling.vllm.python={sys.executable}"]
+IMPORTANCE = ["sampling.importance={level:token,bound:masked,cap:2}"]
 # overrides -> what the message must name
 BAD = [
     # unknown keys, which Hydra lets through with +
@@ -74,6 +77,36 @@ BAD = [
     (["algo=sft", "sampling.top_p=0.9"], ["sampling.top_p=0.9", "algo=sft", "null"]),
     (["algo=temperature", "sampling.min_p=0.1"], ["sampling.min_p=0.1", "algo=temperature", "null"]),
     (["algo=best_of_n", "sampling.top_k=50"], ["sampling.top_k=50", "algo=best_of_n", "null"]),
+    (["+sampling.importance={level:token,bound:truncated,cap:1}"], ["sampling.importance.cap=1", "> 1"]),
+    (["+sampling.importance={level:word,bound:masked,cap:2}"], ["sampling.importance.level=word", "token"]),
+    (["+sampling.importance={level:token,bound:cut,cap:2}"], ["sampling.importance.bound=cut", "truncated"]),
+    (["+sampling.importance={level:token,bound:masked}"], ["sampling.importance.cap", "no value"]),
+    (["algo=gspo", *IMPORTANCE], ["sampling.importance.level=token", "one advantage per sequence", "sequence_mean"]),
+    (["algo=dpo", *IMPORTANCE], ["sampling.importance", "algo=dpo", "sampling.importance=none"]),
+    (["algo=dpo", *VLLM], ["sampling.vllm", "algo=dpo", "sampling.vllm=none"]),
+    (["sampling=vllm"], ["sampling.vllm.python=None", "sampling.vllm.urls=[http://HOST:PORT]"]),
+    (["sampling=vllm", "sampling.vllm.python=/no/such"], ["sampling.vllm.python=/no/such", "no such file"]),
+    ([*VLLM, "sampling.vllm.python=/x"], ["sampling.vllm.python=/x", "sampling.vllm.urls", "null"]),
+    ([*VLLM, "sampling.vllm.arguments=[--x]"], ["sampling.vllm.arguments", "sampling.vllm.urls", "[]"]),
+    ([*OWN, "sampling.vllm.arguments=['--api_key=k']"], ["sampling.vllm.arguments=--api_key=k", "leave it out"]),
+    (["sampling=vllm", "sampling.vllm.urls=[a]"], ["sampling.vllm.urls=a", "http://HOST:PORT"]),
+    (["sampling=vllm", "sampling.vllm.urls=[file:///a]"], ["sampling.vllm.urls=file:///a", "http://HOST:PORT"]),
+    (["sampling=vllm", "sampling.vllm.urls=['http://a:b']"], ["sampling.vllm.urls=http://a:b", "http://HOST:PORT"]),
+    (["sampling=vllm", "sampling.vllm.urls=['http://a:1/v1']"], ["http://a:1/v1", "must end after the port"]),
+    (["sampling=vllm", "sampling.vllm.urls=['http://u:p@a']"], ["(not shown)", "VLLM_API_KEY"]),
+    (["sampling=vllm", "sampling.vllm.urls=['http://a','http://a']"], ["sampling.vllm.urls", "twice"]),
+    ([*VLLM, "sampling.vllm.seconds=0"], ["sampling.vllm.seconds=0", "> 0"]),
+    ([*VLLM, "sampling.vllm.retries=-1"], ["sampling.vllm.retries=-1", "between 0 and 100"]),
+    ([*VLLM, "sampling.vllm.gap=nan"], ["sampling.vllm.gap=nan", "> 0"]),
+    ([*VLLM, "sampling.top_k=5"], ["sampling.top_k=5", "null with sampling.vllm"]),
+    ([*VLLM, "sampling.top_p=0.9"], ["sampling.top_p=0.9", "null with sampling.vllm"]),
+    ([*VLLM, "sampling.min_p=0.1"], ["sampling.min_p=0.1", "null with sampling.vllm"]),
+    ([*VLLM, "model.lora=none", "reward=gold"], ["sampling.vllm", "only adapters", "model.lora=none"]),
+    ([*VLLM, "model.lora.dora=true", "dtype=float32"], ["sampling.vllm", "model.lora.dora"]),
+    ([*VLLM, "model.lora.init=pissa", "reward=gold"], ["sampling.vllm", "model.lora.init=pissa"]),
+    ([*VLLM, "model.lora.rank=513"], ["model.lora.rank=513", "512"]),
+    ([*VLLM, "model.quant=nf4", "sampling.lora=unmerged"], ["sampling.vllm", "model.quant=nf4"]),
+    ([*VLLM, "+sampling.vllm.url=x"], ["sampling.vllm.url=", "urls"]),
     (["algo.optimizer.lr=0"], ["algo.optimizer.lr"]),
     (["algo.optimizer.lr=-1e-4"], ["algo.optimizer.lr"]),
     (["algo.optimizer.lr=nan"], ["algo.optimizer.lr=nan", "> 0"]),

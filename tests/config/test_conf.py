@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import fields, is_dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,9 +18,10 @@ from align.config import check, config_hash, plain
 from align.run import CONF
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = {"algo": 19, "model": 8, "data": 7, "reward": 4, "probe": 2, "sampling": 3, "guard": 1, "checkpoint": 1}
+GROUPS = {"algo": 19, "model": 8, "data": 7, "reward": 4, "probe": 2, "sampling": 5, "guard": 1, "checkpoint": 1}
 NOT_CHOICES = {"lora"}  # included by others, never chosen
-NEEDS = {("data", "jsonl"): ["data.path=pairs.jsonl"]}
+VLLM = f"sampling.vllm.python={sys.executable}"
+NEEDS = {("data", "jsonl"): ["data.path=pairs.jsonl"], ("sampling", "vllm"): [VLLM]}
 
 
 def composed(*overrides: str):
@@ -119,6 +121,18 @@ def test_where_and_how_a_run_is_carried_out_does_not_change_what_it_is():
         assert config_hash(here) != config_hash(plain(composed(other)))
 
 
+def test_which_servers_sample_does_not_change_what_a_run_is_but_that_servers_do():
+    local, own, named, strict = (config_hash(plain(composed(*overrides))) for overrides in (
+        ["sampling=local"],
+        ["sampling=vllm", VLLM, "sampling.vllm.arguments=['--max-model-len=512']", "sampling.vllm.retries=1"],
+        ["sampling=vllm", "sampling.vllm.urls=[http://a:1,https://b]", "sampling.vllm.seconds=5"],
+        ["sampling=vllm", VLLM, "sampling.vllm.gap=0.3"],
+    ))  # fmt: skip
+    assert local == config_hash(plain(composed()))
+    assert own == named
+    assert len({local, own, strict}) == 3
+
+
 def test_a_setting_that_a_later_version_adds_and_leaves_null_does_not_change_what_a_run_is():
     now = plain(composed())
     later = now | {"new": None, "data": {**now["data"], "new": None}}
@@ -133,7 +147,7 @@ def test_every_field_of_every_schema_is_read_by_the_code():
     """A knob that nobody reads is a knob that does nothing."""
     code = "\n".join(
         file.read_text() for file in [*(ROOT / "align").rglob("*.py"), *(ROOT / "reward_models").rglob("*.py")]
-        if file.name not in ("schema.py", "laws.py", "algo_laws.py", "on_policy_laws.py", "config.py")
+        if file.name not in ("schema.py", "laws.py", "algo_laws.py", "on_policy_laws.py", "vllm_laws.py", "config.py")
     )  # fmt: skip
     schemas = [s for s in vars(schema).values() if isinstance(s, type) and is_dataclass(s)]
     assert len(schemas) >= 26

@@ -245,6 +245,7 @@ OTHERS = {
     "axes": (*no_warmup("ppo"), "algo.kl.where=reward", "algo.kl.estimator=k1", "algo.kl.coef=0.1",
              "algo.kl.target_nats_per_sequence=1", "algo.kl.horizon_completions=100", "algo.ratio.clip_dual=3",
              "algo.critic.clip=0.2", "algo.scale.clip=1", "algo.truncation.mode=keep", "steps=1"),
+    "weights": (*no_warmup("grpo"), "sampling.importance={level:token,bound:truncated,cap:2}", "steps=1"),
     "nucleus": ("algo=temperature", "steps=1", "algo.temperatures=[1.0,1.0]", "algo.top_ps=[1.0,0.5]"),
 }  # fmt: skip
 

@@ -70,7 +70,8 @@ def policy(family: str) -> Policy:
 
 
 def sampling(temperature: float = 1.0, max_new_tokens: int = 24, rows: int = 64) -> Sampling:
-    return Sampling(temperature, None, None, None, max_new_tokens=max_new_tokens, rows=rows, lora="merged")
+    return Sampling(temperature, None, None, None, max_new_tokens=max_new_tokens, rows=rows, lora="merged", vllm=None,
+                    importance=None)  # fmt: skip
 
 
 def full_logits(lm: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:

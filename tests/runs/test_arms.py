@@ -28,6 +28,17 @@ def test_where_a_run_is_written_does_not_make_it_another_arm(tmp_path):
     assert len(arms) == 1
 
 
+def test_which_servers_sampled_does_not_make_it_another_arm_but_that_servers_did(tmp_path):
+    def served(**where):
+        plain = config()
+        return {**plain, "sampling": {**plain["sampling"], "vllm": {"gap": 0.1, **where}}}
+
+    arms, _ = arms_of(tmp_path, {**served(urls=["http://a"]), "seed": 0}, {**served(python="p", retries=1), "seed": 1})
+    assert len(arms) == 1
+    arms, _ = arms_of(tmp_path / "more", config(), {**served(urls=["http://a"]), "seed": 1})
+    assert len(arms) == 2
+
+
 def test_arms_are_called_after_the_one_key_they_differ_in():
     found = labels_of(config(algo__kl__coef=0.0), config(algo__kl__coef=0.1))
     assert found == ["kl.coef=0", "kl.coef=0.1"]

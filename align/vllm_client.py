@@ -1,0 +1,161 @@
+"""What is said to a vLLM server, and what is taken for an answer. HTTP and JSON by the standard library; no torch.
+
+Of its OpenAI-compatible protocol (vLLM 0.32) these parts:
+
+    GET  /v1/models               -> data: [{id, root, ...}], the base and the adapters it has
+    POST /v1/load_lora_adapter    lora_name, lora_path       (needs VLLM_ALLOW_RUNTIME_LORA_UPDATING)
+    POST /v1/unload_lora_adapter  lora_name
+    POST /v1/completions          what `Server.complete` sends -> model, choices[0]: token_ids, prompt_token_ids,
+                                  logprobs.token_logprobs, finish_reason
+
+An answer is believed only when everything about it fits the question.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import time
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from align.refusals import on_one_line
+
+ANSWER_BYTES = 64 * 2**20  # of an answer of 32768 tokens 3 MB
+SAID = 300  # characters of what a server says that are passed on
+CEILING = 1e-3  # of a logprob: 0 and rounding
+
+
+class ServerError(Exception):
+    """A server did not do what it was asked; the message names it."""
+
+
+class Request(NamedTuple):
+    """A completion to be sampled."""
+
+    prompt: tuple[int, ...]
+    limit: int  # tokens
+    seed: int
+
+
+class Answer(NamedTuple):
+    ids: tuple[int, ...]  # the token that ended it included
+    logprobs: tuple[float, ...]  # of the distribution at the temperature asked for
+
+
+class Server:
+    """One server, by its address. Methods raise ServerError; several threads may ask at once."""
+
+    def __init__(self, url: str, key: str | None = None):
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        self.url, self.host, self.port = url, parts.hostname, parts.port
+        self.kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self.open = set[HTTPConnection]()
+
+    def models(self, seconds: float) -> dict[str, str | None]:
+        """Name -> folder of what it serves."""
+        listed = self._asked("GET", "/v1/models", None, seconds).get("data")
+        try:
+            return {str(model["id"]): model.get("root") for model in listed}
+        except (TypeError, KeyError, AttributeError):
+            raise ServerError(f"{self.url} lists its models as {on_one_line(str(listed))[:SAID]}") from None
+
+    def load(self, name: str, folder: str, seconds: float) -> None:
+        self._asked("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder}, seconds)
+
+    def unload(self, name: str, seconds: float) -> None:
+        self._asked("POST", "/v1/unload_lora_adapter", {"lora_name": name}, seconds)
+
+    def complete(
+        self, model: str, request: Request, temperature: float, stop_ids: tuple[int, ...], seconds: float
+    ) -> Answer:
+        """Sampled from the whole distribution: what a server's own defaults would cut off is asked for explicitly."""
+        body = {
+            "model": model, "prompt": list(request.prompt), "max_tokens": request.limit, "temperature": temperature,
+            "seed": request.seed, "n": 1, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+            "presence_penalty": 0.0, "frequency_penalty": 0.0, "logprobs": 0, "return_token_ids": True,
+            "ignore_eos": True, "stop_token_ids": list(stop_ids),  # EOS is one of them; the server may know others
+        }  # fmt: skip
+        said = self._asked("POST", "/v1/completions", body, seconds)
+        wrong = f"{self.url} answered a request for a completion with"
+        if said.get("model") != model:
+            raise ServerError(f"{wrong} the model {on_one_line(str(said.get('model')))[:SAID]} instead of {model}")
+        try:
+            (choice,) = said["choices"]
+            answer = Answer(tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]))
+            read, finish = tuple(choice["prompt_token_ids"]), choice["finish_reason"]
+        except (KeyError, TypeError, ValueError):
+            raise ServerError(f"{wrong} {on_one_line(json.dumps(said))[:SAID]}") from None
+        if read != request.prompt:
+            raise ServerError(f"{wrong} a completion of another prompt")
+        problem = _problem(answer, finish, request.limit, stop_ids)
+        if problem:
+            raise ServerError(f"{wrong} {problem}")
+        return answer
+
+    def abort(self) -> None:
+        """Give up what is being asked: the threads that wait for it go on with a ServerError."""
+        for connection in list(self.open):
+            if connection.sock is not None:
+                with suppress(OSError):  # it has just been closed
+                    connection.sock.shutdown(socket.SHUT_RDWR)  # close() would not wake a thread that reads
+
+    def _asked(self, method: str, path: str, body: Any, seconds: float) -> dict[str, Any]:
+        connection = self.kind(self.host, self.port, timeout=seconds)
+        self.open.add(connection)
+        started = time.monotonic()
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), self.headers)
+            response = connection.getresponse()
+            text = self._read(response, started + seconds)
+        except TimeoutError:
+            raise ServerError(f"{self.url} took more than {seconds:g} s for {path}") from None
+        except (OSError, HTTPException, ValueError) as error:
+            raise ServerError(f"{self.url} cannot be asked for {path}: {type(error).__name__}: {error}") from None
+        finally:
+            self.open.discard(connection)
+            connection.close()
+        if response.status != 200:
+            raise ServerError(f"{self.url} answered {path} with {response.status}: {on_one_line(text)[:SAID]}")
+        try:
+            said = json.loads(text) if text.lstrip().startswith("{") else {}  # adapters are confirmed in a sentence
+        except ValueError:
+            raise ServerError(f"{self.url} answered {path} with damaged JSON: {on_one_line(text)[:SAID]}") from None
+        return said
+
+    def _read(self, response: HTTPResponse, deadline: float) -> str:
+        """Until a deadline: a timeout of the socket's would begin anew with every byte."""
+        parts, size = list[bytes](), 0
+        while part := response.read1(2**16):
+            parts.append(part)
+            size += len(part)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            if size > ANSWER_BYTES:
+                raise ValueError(f"an answer of more than {ANSWER_BYTES} bytes")
+        if response.length:
+            raise ValueError(f"{response.length} bytes of the answer are missing")
+        return b"".join(parts).decode("utf-8", "replace")
+
+
+def _problem(answer: Answer, finish: str, limit: int, stop_ids: tuple[int, ...]) -> str | None:
+    """What is wrong with a completion; None: nothing."""
+    ids, logprobs = answer
+    if not 1 <= len(ids) <= limit or not all(type(i) is int and i >= 0 for i in ids):
+        return f"{len(ids)} tokens where 1 to {limit} ids were asked for"
+    if len(logprobs) != len(ids):
+        return f"{len(logprobs)} logprobs of {len(ids)} tokens"
+    strange = [p for p in logprobs if not isinstance(p, float | int) or not -math.inf < p <= CEILING]
+    if strange:
+        return f"logprobs that are none: {strange[:3]}"
+    ended = ids[-1] in stop_ids
+    if finish not in ("stop", "length") or (finish == "stop") != ended or any(i in stop_ids for i in ids[:-1]):
+        return f"an end ({finish}) that is not that of its tokens"
+    if not ended and len(ids) != limit:
+        return f"{len(ids)} tokens that neither end nor reach the limit of {limit}"
+    return None

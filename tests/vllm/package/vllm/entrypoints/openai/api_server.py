@@ -1,0 +1,3 @@
+from tests.vllm.fake import main
+
+main()

@@ -1,0 +1,93 @@
+"""An answer is believed only when everything about it fits the question; nothing is waited for without end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from align.vllm_client import Request, Server, ServerError
+from tests.vllm.rollouts import STOPS, policy
+
+REQUEST = Request(prompt=(3, 77, 105), limit=6, seed=2**62)
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    policy().model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def asked(fake, adapter, seconds: float = 5.0):
+    server = Server(fake.url, fake.key)
+    if "one" not in server.models(5):
+        server.load("one", str(adapter), 5)
+    return server.complete("one", REQUEST, 1.0, STOPS, seconds)
+
+
+def test_a_completion_is_its_tokens_and_their_logprobs(fakes, adapter):
+    answer = asked(fakes(), adapter)
+    assert len(answer.ids) == len(answer.logprobs) <= 6
+    assert answer.ids[-1] in STOPS or len(answer.ids) == 6
+    assert all(p < 0 for p in answer.logprobs)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("error", "answered /v1/completions with 500: .*engine core is dead"),
+        ("torn", "damaged JSON"),
+        ("cut", "cannot be asked"),
+        ("ids", "logprobs of .* tokens|where 1 to 6 ids"),
+        ("none", r"logprobs that are none: \[None\]"),
+        ("nan", r"logprobs that are none: \[nan\]"),
+        ("positive", r"logprobs that are none: \[0.5\]"),
+        ("name", "the model base instead of one"),
+        ("prompt", "a completion of another prompt"),
+        ("early", "neither end nor reach the limit of 6"),
+        ("empty", "choices"),
+        ("list", "choices"),
+        ("forgets", "404: .*does not exist"),
+        ("die", "cannot be asked"),
+    ],
+)
+def test_an_answer_with_one_thing_wrong_is_refused_by_what_is_wrong(fakes, adapter, fault, words):
+    fake = fakes(fault=fault)
+    with pytest.raises(ServerError, match=words) as refusal:
+        asked(fake, adapter)
+    assert fake.url in str(refusal.value)
+
+
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+def test_a_server_that_hangs_or_gives_a_byte_now_and_then_is_given_up_after_the_limit(fakes, adapter, fault):
+    fake = fakes(fault=fault)
+    started = time.monotonic()
+    with pytest.raises(ServerError, match="took more than 3 s"):  # long enough to begin to answer
+        asked(fake, adapter, seconds=3)
+    assert time.monotonic() - started < 15
+
+
+def test_what_is_being_asked_can_be_given_up(fakes, adapter):
+    fake = fakes(fault="hang")
+    server = Server(fake.url)
+    server.load("one", str(adapter), 5)
+    threading.Timer(0.3, server.abort).start()
+    started = time.monotonic()
+    with pytest.raises(ServerError):
+        server.complete("one", REQUEST, 1.0, STOPS, 25)
+    assert time.monotonic() - started < 5
+
+
+def test_without_its_key_a_server_says_so(fakes):
+    fake = fakes(key="secret")
+    with pytest.raises(ServerError, match="401") as refusal:
+        Server(fake.url, "guess").models(5)
+    assert "guess" not in str(refusal.value) and "secret" not in str(refusal.value)
+    assert Server(fake.url, "secret").models(5) == {"base": fake.folder}
+
+
+def test_an_adapter_that_is_not_there_is_refused_in_the_servers_words(fakes):
+    with pytest.raises(ServerError, match="No adapter found"):
+        Server(fakes().url).load("one", "/no/such/folder", 5)

@@ -1,0 +1,116 @@
+"""The same against vLLM itself: `ALIGN_VLLM_PYTHON=.vllm/bin/python pytest tests/vllm/test_real.py` (minutes).
+
+What the fake server promises of the protocol is seen here of the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from align.forward import Scorer, batch_of, score
+from align.maths.masked import masked_mean
+from align.models import load_policy
+from align.runs import read
+from align.vllm_client import Server, ServerError
+from align.vllm_rollouts import ServedSampler, arguments
+from align.vllm_server import OwnServer
+from tests.config.test_conf import composed
+from tests.end_to_end.helpers import ROOT
+from tests.invariants.families import PROMPTS
+from tests.vllm.rollouts import move
+from tests.vllm.test_runs import servers_of, wait_for
+
+PYTHON = os.environ.get("ALIGN_VLLM_PYTHON")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PYTHON is None, reason="ALIGN_VLLM_PYTHON is not set")]
+SETTINGS = ("data=arithmetic", "sampling=vllm", "sampling.max_new_tokens=16", f"sampling.vllm.python={PYTHON}",
+            "device=cpu", "sampling.vllm.arguments=['--max-model-len=512']", "tracker=none")  # fmt: skip
+QUESTION = PROMPTS[2]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A server, and a policy whose adapter has moved."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    root, e = tmp_path_factory.mktemp("served"), composed(*SETTINGS)
+    policy = load_policy(e.model, torch.device("cpu"), torch.bfloat16, 0)
+    move(policy, 0.01)
+    own = OwnServer(PYTHON, arguments(e, policy, root), root / "vllm.log")
+    own.start()
+    sampler = ServedSampler(e, policy, [own], root / "sent-0", QUESTION)
+    yield sampler
+    sampler.close()
+    own.stop()
+
+
+def gap(sampler, completions, temperature=1.0):
+    policy = sampler.policy
+    batch = batch_of(completions, policy.tokenizer.pad_token_id, policy.device)
+    trainers = score(Scorer(policy.model, temperature), batch)[0]
+    return float(masked_mean((trainers - completions.logprobs).abs(), completions.mask))
+
+
+def test_the_servers_logprobs_are_the_trainers_before_and_after_an_update(served):
+    served.begin()
+    before = served(served.policy, PROMPTS, 4, served.cfg, 0)
+    assert gap(served, before) < 0.1
+    move(served.policy, 0.02, seed=5)
+    after = served(served.policy, PROMPTS, 4, served.cfg, 0)
+    assert gap(served, after) < 0.1 < gap(served, before), "the second adapter is another, and was taken up"
+    assert [name for name in served.servers[0].models(10) if name != "base"] == [served.adapter.name]
+    assert served.told() == []
+
+
+def test_a_completion_ends_with_its_stop_token_or_at_the_limit(served):
+    made = served(served.policy, PROMPTS, 8, served.cfg, 3)
+    common = int(made.ids[made.mask].mode().values)  # made to end completions
+    served.policy.stop_ids = (*served.policy.stop_ids, common)
+    try:
+        ended = served(served.policy, PROMPTS, 8, served.cfg, 3)
+    finally:
+        served.policy.stop_ids = served.policy.stop_ids[:-1]
+    assert ended.finished.any()
+    for row, mask, finished in zip(ended.ids, ended.mask, ended.finished, strict=True):
+        ids = row[mask].tolist()
+        assert finished == (ids[-1] in (*served.policy.stop_ids, common))
+        assert common not in ids[:-1] and (finished or len(ids) == 16)
+
+
+def test_seeds_make_samples_of_a_prompt_differ(served):
+    made = served(served.policy, PROMPTS[:1], 8, served.cfg, 1)
+    assert len({tuple(row) for row in made.ids.tolist()}) > 4
+
+
+def test_a_server_says_what_the_fake_says_of_adapters_it_has_and_has_not(served):
+    server: Server = served.servers[0]
+    served.begin()
+    name = served.adapter.name
+    with pytest.raises(ServerError, match="400: .*already been loaded"):
+        server.load(name, str(served.adapter), 60)
+    with pytest.raises(ServerError, match="404: .*No adapter found"):
+        server.load("other", "/no/such/folder", 60)
+    with pytest.raises(ServerError, match="404: .*does not exist"):
+        server.complete("other", served.canary, 1.0, served.policy.stop_ids, 60)
+    with pytest.raises(ServerError, match="401"):
+        Server(server.url, "guess").models(10)
+
+
+def test_a_run_whose_server_is_killed_goes_on_with_another_and_ends_it(tmp_path):
+    command = [sys.executable, "-m", "align.run", *SETTINGS, "algo=grpo", "steps=3", "probe.prompts=2", "probe.pairs=0",
+               "probe.samples=1", f"run_dir={tmp_path}/run"]  # fmt: skip
+    child = subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and '"train"' in metrics.read_text(), 900)
+    (server,) = servers_of(child.pid)
+    os.killpg(server, signal.SIGKILL)
+    _, said = child.communicate(timeout=900)
+    assert child.returncode == 0, said
+    record = read(tmp_path / "run")
+    assert [row["completions"] for row in record.phase("train")] == [32, 64, 96]
+    assert all(row["sampler/gap"] < 0.1 for row in record.phase("train"))
+    assert "started again" in (tmp_path / "run" / "events.jsonl").read_text()
