@@ -165,6 +165,7 @@ def _attempt(
         except TooLarge as error:
             size, again = error.rows, watcher.again(trainer.state.global_step)
         policy.model.zero_grad(set_to_none=True)
+        trainer.accelerator.gradient_state._set_sync_gradients(True)  # as in experiment.make_accelerator
         halving.halve(size)
         return again
 

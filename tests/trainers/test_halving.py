@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from torch.testing import assert_close
 
 from align.forward import Scorer, batch_of, score
@@ -14,6 +15,14 @@ from align.halving import Halving, TooLarge, out_of_memory
 from tests.trainers import fixed_rollout as fixed
 from tests.trainers import tiny
 from tests.trainers.test_trl_runs import Record, run, settings, trained_by
+
+
+@pytest.fixture(autouse=True)
+def steps_count():
+    """What fails between two micro-batches leaves Accelerate's one state such that no later step would do anything."""
+    yield
+    Accelerator(cpu=True).gradient_state._set_sync_gradients(True)
+
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB."
 

@@ -146,7 +146,7 @@ def test_a_server_that_is_well_again_takes_part_in_the_next_rollout(fakes, tmp_p
     ask(made)
     two.fault = ""
     ask(made, seed=4)
-    assert len({s for s, _ in two.answered} & seeds(4)) == 8
+    assert {s for s, _ in two.answered} & seeds(4)
 
 
 def test_the_only_server_is_asked_again_and_given_the_adapter_it_lost(fakes, tmp_path, untouched):
