@@ -82,7 +82,7 @@ class Keeper:
         return bool(self.accelerator.reduce(asked, "sum")) if self.accelerator.num_processes > 1 else self.stop.asked
 
     def _write(self, step: int, model: nn.Module, state: Callable[[], Mapping[str, Any]]) -> None:
-        need_finite(model, step)
+        need_finite(model)
         streams = gather_object([rng_state()])
         if self.accelerator.is_main_process:
             parts = trainable(model), state(), self.run_state(), self.probe_state()
@@ -113,12 +113,12 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def need_finite(model: nn.Module, step: int) -> None:
+def need_finite(model: nn.Module) -> None:
     """Before weights are kept: a run that went on from others could never be mended. Raises FloatingPointError."""
     broken = [name for name, weights in trainable(model).items() if not weights.isfinite().all()]
     if broken:
         raise FloatingPointError(
-            f"step {step}: {len(broken)} trained tensors are not finite, {broken[0]} first; they are not kept. "
+            f"{len(broken)} trained tensors are not finite, {broken[0]} first; they are not kept. "
             "Go on from the last checkpoint with a lower algo.optimizer.lr"
         )
 

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from align import laws
 from align.refusals import ConfigError, first_line, refuse_unknown
+from align.runs import CIRCUMSTANCES
 from align.schema import (
     AnnotatorData,
     ArithmeticData,
@@ -45,11 +46,6 @@ KINDS: dict[str, dict[str, type]] = {
     },
     "data": {"annotator": AnnotatorData, "arithmetic": ArithmeticData, "jsonl": JsonlData, "hub": HubData},
 }
-# Where and how a run is carried out; two runs that differ only here measure the same thing.
-CIRCUMSTANCES = (
-    *("run_dir", "runs_root", "resume", "checkpoint", "tracker", "reward_seconds"),
-    *(f"sampling.vllm.{key}" for key in ("urls", "python", "arguments", "seconds", "retries")),
-)
 
 
 def check(cfg: DictConfig) -> Experiment:

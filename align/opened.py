@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -123,9 +124,14 @@ class OpenRun:
                                    "reference do not start from the same weights")  # fmt: skip
             return metrics, samples
 
-        return self.prober(measure, self._report_kl)
+        return self.prober(measure, self._report)
 
-    def _report_kl(self, step: int, samples: list[dict[str, Any]]) -> None:
+    def _report(self, step: int, samples: list[dict[str, Any]]) -> None:
+        lost = [row for row in samples if "reward" in row and not math.isfinite(row["reward"])]
+        if lost:  # guard.nonfinite=skip: else the reward has ended the run
+            self.event("nonfinite", step, f"step {step}: {len(lost)} probed completions have a reward that is not "
+                       "finite; they are left out of its mean", prompt_id=lost[0]["prompt_id"],
+                       prompt=lost[0]["prompt"], completion=lost[0]["completion"])  # fmt: skip
         limit = self.experiment.guard.kl_nats_per_sequence
         far = [row for row in samples if not row["kl"] <= limit]
         if far:
@@ -148,13 +154,16 @@ class OpenRun:
             train()
         except KeyboardInterrupt as interrupt:
             if self.run is not None:
-                trained.save(self.path)
+                self._save(trained)
                 interrupt.add_note("resume=true goes on from the last checkpoint; what was trained so far is in")
                 interrupt.add_note(str(self.path))
             raise
         if self.run is not None:
-            need_finite(trained.model, self.experiment.steps)
-            trained.save(self.path)
+            self._save(trained)
+
+    def _save(self, trained: Any) -> None:
+        need_finite(trained.model)
+        trained.save(self.path)
 
 
 def peak_memory_gb(device: torch.device) -> float:

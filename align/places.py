@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from align import locks
-from align.config import CIRCUMSTANCES, config_hash, plain
-from align.runs import LINES, RunError, RunRecord, read
+from align.config import config_hash, plain
+from align.runs import CIRCUMSTANCES, LINES, RunError, RunRecord, read
 from align.schema import Experiment
 
 if TYPE_CHECKING:

@@ -68,6 +68,8 @@ class Probe:
             self._reference = self.gold(completions), completions.lengths.float()
         batch = self.batch(completions)
         found = divergence(policy.model, policy.reference, batch, self.halving, tokens=TOKENS)
+        if not all(field.isfinite().all() for field in vars(found).values()):
+            raise FloatingPointError("logprobs of the probe's completions are not finite")
         metrics, samples = self.judged(step, completions, found)
         metrics |= self._pairs(self.pairs) | self._pairs(self.train_pairs, "train_") | self._greedy()
         metrics["time/probe"] = time.perf_counter() - started
@@ -147,10 +149,8 @@ class Probe:
             return {}
         batch = pair_batch(pairs, self.policy)
         if which not in self._reference_pairs:  # the reference never changes: once is enough
-            self._reference_pairs[which] = score(
-                Scorer(self.policy.reference, 1.0), batch, self.halving, tokens=TOKENS
-            )[0]
-        logprobs, _ = score(Scorer(self.policy.model, 1.0), batch, self.halving, tokens=TOKENS)
+            self._reference_pairs[which] = self._logprobs(self.policy.reference, batch)
+        logprobs = self._logprobs(self.policy.model, batch)
         chosen, rejected = masked_sum(k1(logprobs, self._reference_pairs[which]), batch.completion_mask, -1).chunk(2)
         return {
             f"pref/{which}accuracy": float(accuracy(chosen, rejected)),

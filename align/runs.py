@@ -38,6 +38,11 @@ STATES = ("running", "finished", "failed", "interrupted")
 # What differs between two runs of the same config on the same machine; everything else must be equal.
 VOLATILE = ("seconds", "time/", "memory/")
 LINES = ("metrics.jsonl", "samples.jsonl", "events.jsonl")
+# Of a config, how a run is carried out: two that differ only here measure the same thing.
+CIRCUMSTANCES = (
+    *("run_dir", "runs_root", "resume", "checkpoint", "tracker", "reward_seconds"),
+    *(f"sampling.vllm.{key}" for key in ("urls", "python", "arguments", "seconds", "retries")),
+)
 COUNTERS = ("prompts", "completions", "gen_tokens")
 
 

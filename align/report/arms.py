@@ -15,10 +15,7 @@ from align.locks import held
 from align.report.text import config_value, one_line
 
 # Where a run is written and who watches it is no part of the experiment.
-NOT_THE_EXPERIMENT = (
-    *("seed", "run_dir", "runs_root", "tracker", "resume", "checkpoint", "reward_seconds"),
-    *(f"sampling.vllm.{key}" for key in ("urls", "python", "arguments", "seconds", "retries")),
-)
+NOT_THE_EXPERIMENT = ("seed", *runs.CIRCUMSTANCES)
 # algo.kind of what trains nothing: the start model sampled differently. Their steps are n or temperatures.
 BEST_OF_N, TEMPERED = "best_of_n", "tempered"
 # Differences are told in this order, the science first; then the rest; last what changes speed and rounding alone.

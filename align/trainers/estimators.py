@@ -81,7 +81,7 @@ def weighted(targets: Targets, rollout: Rollout, importance: Importance | None) 
     """Advantages times what their tokens count for, when the sampler's probabilities are not the trainer's.
 
     The surrogate of w A is w times that of A, since w is not negative: so clips and ratios stay those of the trainer's
-    own two policies. KL terms and a critic's targets are not weighted.
+    own two policies. A KL term of the loss and a critic's targets are not weighted; a KL in the reward is in A.
     """
     if importance is None:
         return targets

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from align.rewards import Rewards
+from reward_models.base import RewardSource
 
 
 @contextmanager
@@ -52,18 +54,20 @@ def in_logits(moment: int) -> Iterator[list[int]]:
         yield calls
 
 
+def _spoilt(source: RewardSource) -> RewardSource:
+    return lambda samples: [*list(source(samples))[:-1], math.nan]
+
+
 @contextmanager
 def in_rewards(moment: int) -> Iterator[list[int]]:
     """The last completion's, when rewards are asked for the `moment`-th time."""
     calls, rated = list[int](), Rewards.__call__
 
     def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found, components = rated(self, *args, **kwargs)
         calls.append(1)
         if len(calls) == moment:
-            found = found.clone()
-            found[-1] = math.nan
-        return found, components
+            self = replace(self, sources={name: (w, _spoilt(source)) for name, (w, source) in self.sources.items()})
+        return rated(self, *args, **kwargs)
 
     with patch.object(Rewards, "__call__", poisoned):
         yield calls
