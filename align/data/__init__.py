@@ -38,7 +38,7 @@ def load(cfg: Any, tokenizer: Any | None, seed: int, pool_provider: PoolProvider
 def find_pool(cfg: Any, pool_provider: PoolProvider | None) -> Pool:
     """The file that is named, or what the provider gives. Raises DataError."""
     if cfg.pool.path is not None:
-        return annotator.read_pool(Path(cfg.pool.path))
+        return annotator.read_pool(Path(cfg.pool.path).expanduser())
     if pool_provider is None:
         raise DataError("data.pool.path=null: no pool is at hand and nothing to sample one with; name a pool file")
     return pool_provider(cfg)

@@ -31,7 +31,7 @@ def load(cfg: Any, tokenizer: Any | None) -> Data:
 
     Raises DataError naming file, line, field, what was found and what was expected.
     """
-    path, limits = Path(cfg.path), Limits(cfg, tokenizer)
+    path, limits = Path(cfg.path).expanduser(), Limits(cfg, tokenizer)
     file = _Examples(path)
     for example in file.every():
         if limits.keep(example):

@@ -206,7 +206,7 @@ def test_a_sampler_that_returns_too_few_answers_is_our_bug():
         make_pool(config(), lambda asked, samples: [("a", 1, True)], "model-a")
 
 
-def test_load_takes_the_pool_from_the_path_or_asks_the_provider(pool, tmp_path, data):
+def test_load_takes_the_pool_from_the_path_or_asks_the_provider(pool, tmp_path, data, monkeypatch):
     asked = []
 
     def provide(cfg):
@@ -217,6 +217,8 @@ def test_load_takes_the_pool_from_the_path_or_asks_the_provider(pool, tmp_path, 
     write_pool(tmp_path / "pool.gz", pool)
     assert load(config(str(tmp_path / "pool.gz")), None, 0, None).fingerprint == data.fingerprint
     assert len(asked) == 1
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(config("~/pool.gz"), None, 0, None).fingerprint == data.fingerprint
     with pytest.raises(DataError, match="data.pool.path=null"):
         load(config(), None, 0, None)
 

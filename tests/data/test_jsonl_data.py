@@ -53,6 +53,12 @@ def test_the_split_does_not_depend_on_the_order_of_the_lines(tmp_path):
     assert {p.id for p in one.heldout_prompts} == {p.id for p in two.heldout_prompts}
 
 
+def test_a_path_from_home_is_found_since_a_shell_leaves_the_tilde_behind_an_equals_sign(tmp_path, monkeypatch):
+    write(tmp_path / "a.jsonl", pairs(4))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read("~/a.jsonl").fingerprint == read(tmp_path / "a.jsonl").fingerprint
+
+
 def test_two_prompts_are_enough_and_one_is_held_out(tmp_path):
     data = read(write(tmp_path / "a.jsonl", pairs(2)))
     assert (len(data.train_prompts), len(data.heldout_prompts)) == (1, 1)
