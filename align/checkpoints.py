@@ -32,12 +32,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from align.runs import RunError
 from align.schema import Checkpoint
 from align.stopping import Stop, Terminated
 
 FILES = ("weights.safetensors", "state.pt")
 DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, EOFError,
           pickle.UnpicklingError, SafetensorError)  # fmt: skip
+MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # of OSErrors those that are damage
 
 
 @dataclass(frozen=True)
@@ -173,11 +175,15 @@ def prune(folder: Path, keep: int, step: int) -> None:
 
 
 def snapshots(folder: Path) -> Iterator[Snapshot]:
-    """Whole checkpoints, the newest first. Warns of each that is damaged."""
+    """Whole checkpoints, the newest first. Warns of each that is damaged. Raises RunError for one that cannot be read:
+    another look may find it whole, and a run that went on without it would remove it."""
     for path in _newest_first(folder):
         try:
             yield _read(path)
         except DAMAGE as error:
+            if isinstance(error, OSError) and not isinstance(error, MISSING):
+                raise RunError(f"checkpoint {path} cannot be read ({error.strerror or error}); nothing was changed. "
+                               "Try again when it can be") from None  # fmt: skip
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             warnings.warn(f"checkpoint {path} is damaged ({reason}); the one before it is used", stacklevel=2)
 
@@ -188,8 +194,8 @@ def _read(path: Path) -> Snapshot:
         if _sha256(path / name) != manifest[name]:
             raise ValueError(f"{name} does not match its checksum")
     rest = torch.load(path / FILES[1], map_location="cpu", weights_only=True)
-    parts = (rest[name] for name in ("state", "run", "probe", "rng", "probed"))
-    return Snapshot(rest["step"], load_file(path / FILES[0]), *parts)
+    parts = (rest[name] for name in ("state", "run", "probe", "rng"))
+    return Snapshot(rest["step"], load_file(path / FILES[0]), *parts, rest.get("probed", True))  # older ones had none
 
 
 def rng_state() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 
 from align import strategy
 from align.best_of_n import BestOfN
@@ -29,13 +29,14 @@ from align.places import Place, newest, place
 from align.probe import Probe
 from align.reward_model import RewardModel
 from align.rewards import Rewards, build_rewards
-from align.runs import Run
+from align.rollouts import from_main
+from align.runs import Run, RunError
 from align.schema import Experiment
 from align.stages import load_data, obtain_reward_model
 from align.tempered import Tempered
 from align.terminal import Terminal
 from align.trackers import Tracked, Tracking, require_installed
-from align.vllm_rollouts import served
+from align.vllm_served import served
 
 
 def execute(experiment: Experiment) -> Path:
@@ -81,17 +82,8 @@ def execute(experiment: Experiment) -> Path:
 
 def agreed(experiment: Experiment, processes: PartialState) -> Place:
     """The main process finds the run directory; the others hear of it."""
-    found: list[Any] = [None]
-    if processes.is_main_process:
-        try:
-            found = [place(experiment)]
-        except ValueError as error:  # every process must hear of it, or the others would wait for ever
-            found = [error]
-    if processes.num_processes > 1:
-        broadcast_object_list(found)
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
+    where: Place = from_main(processes, lambda: place(experiment))
+    return where
 
 
 @contextmanager
@@ -102,7 +94,10 @@ def opening(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         start = newest(where, meta)
-    accelerator.wait_for_everyone()  # before the main process changes anything
+    steps = gather_object([start.step if start else None])  # before the main process changes anything
+    if len(set(steps)) > 1:
+        raise RunError(f"run_dir={where.path}: not every process finds the same checkpoint (steps {steps}); see that "
+                       "all read the same folder, and start again")  # fmt: skip
     run = None
     if accelerator.is_main_process:
         if where.before is not None:

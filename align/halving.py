@@ -41,19 +41,22 @@ class Halving:
 
     def halve(self, rows: int) -> None:
         """Called outside of `except`: the error holds on to the frames of the pass, and so to its tensors."""
-        self.rows = next(fewer for fewer in range(rows // 2, 0, -1) if self.whole % fewer == 0)
-        self.news.append((rows, self.rows))
+        fewer = next(fewer for fewer in range(rows // 2, 0, -1) if self.whole % fewer == 0)
+        if self.rows is None or fewer < self.rows:  # a part of rows that are short may be larger than those before
+            self.rows = fewer
+            self.news.append((rows, fewer))
         clear_device_cache(garbage_collection=True)
 
     def report(self, step: int, event: Callable[..., None]) -> None:
         """Of each halving since the last report an event: its kind, step, sentence and details."""
         for before, after in self.news:
             event("memory", step, f"step {step}: a pass of {before} rows ran out of memory; from here on it is made of "
-                  f"{after}, with the same result but for rounding", rows=before, rows_now=after)  # fmt: skip
+                  f"{after}, with the same result but for rounding and a dropout's draws",
+                  rows=before, rows_now=after)  # fmt: skip
         self.news.clear()
 
 
 def out_of_memory(error: Exception) -> bool:
     # oneDNN and C++ say it in words of their own, where the allocator of torch was not asked
     own = isinstance(error, MemoryError) or any(words in str(error) for words in ("bad_alloc", "could not create a "))
-    return own or should_reduce_batch_size(error)
+    return own or (isinstance(next(iter(error.args), None), str) and should_reduce_batch_size(error))

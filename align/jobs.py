@@ -27,6 +27,7 @@ from align.locks import held
 from align.places import Place, place
 from align.runs import RunError, read, write_text
 from align.schema import Experiment
+from align.stopping import Terminated
 
 # Names the file in which `align.run` leaves the sentence that it ends with.
 LAST_WORDS = "ALIGN_LAST_WORDS"
@@ -172,11 +173,8 @@ def run_child(arguments: Sequence[str], words: Path, log: Path | None) -> int:
         child = start_child(arguments, words, log)
         try:
             child.wait()
-        except KeyboardInterrupt:
-            interrupt([child])
-            raise
-        except BaseException:  # submitit's, from its handler of a signal: the time is over, the run must not go on
-            interrupt([child], signal.SIGTERM)
+        except BaseException as error:  # submitit's too, from its handler of a signal: the run must not go on
+            interrupt([child], error)
             raise
     return exit_code(child)
 
@@ -189,12 +187,16 @@ def start_child(arguments: Sequence[str], words: Path, log: Path | None) -> subp
         )
 
 
-def interrupt(children: Sequence[subprocess.Popen[bytes]], by: signal.Signals = signal.SIGINT) -> None:
-    """Pass an interrupt of the user's on and wait for what the children save; a second one ends them."""
-    # behind `&` in a script SIGINT is ignored, by the children too: their last checkpoint counts
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+def interrupt(children: Sequence[subprocess.Popen[bytes]], error: BaseException) -> None:
+    """Pass on what ends this process and wait for what the children save; a second one ends them.
+
+    Ctrl-C is passed on as it is. Whatever else it was, SIGTERM: the children finish their step and keep it.
+    """
+    # behind `&` in a script SIGINT is ignored, by the children too
+    by_hand = isinstance(error, KeyboardInterrupt) and not isinstance(error, Terminated)
+    heard = by_hand and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     for child in children:
-        child.send_signal(signal.SIGTERM if ignored else by)
+        child.send_signal(signal.SIGINT if heard else signal.SIGTERM)
     try:
         for child in children:
             child.wait()
@@ -212,11 +214,15 @@ def exit_code(child: subprocess.Popen[bytes]) -> int:
 
 @contextmanager
 def ending_signals_interrupt() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a terminal that is closed, interrupt as Ctrl-C does: they would leave the child behind."""
+    """SIGTERM, and SIGHUP of a terminal that is closed, raise Terminated: they would leave the child behind."""
+
+    def told(*_: object) -> None:
+        raise Terminated
+
     names = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
     changed = [name for name in names if signal.getsignal(name) is signal.SIG_DFL]  # nohup ignores SIGHUP: leave it so
     for name in changed:
-        signal.signal(name, signal.default_int_handler)
+        signal.signal(name, told)
     try:
         yield
     finally:

@@ -17,12 +17,14 @@ except ImportError:  # not on Windows: there nothing is locked
 # The lock of a folder is that of a file in it, open for writing: on NFS a lock of the folder itself would hold on one
 # machine only (its folders have no flock of their own), and an exclusive lock needs a handle that can write (flock(2)).
 FILE = ".lock"
+_held = set[int]()  # handles of locks
 GLANCE = 0.2  # seconds that a lock is tried for: whoever looks whether it is held (`held`) has it for a moment
 
 
 def lock(path: Path) -> int | None:
     """Lock a folder or file for as long as the returned handle is open; None when another process holds it."""
     handle = os.open(_file(path), os.O_RDWR | os.O_CREAT, 0o666)
+    _held.add(handle)
     if fcntl is None:
         return handle
     until = time.monotonic() + GLANCE
@@ -31,14 +33,30 @@ def lock(path: Path) -> int | None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
-                os.close(handle)
+                unlock(handle)
                 return None
             time.sleep(GLANCE / 10)
         except OSError:
-            os.close(handle)
+            unlock(handle)
             raise
         else:
             return handle
+
+
+def unlock(handle: int) -> None:
+    _held.discard(handle)
+    os.close(handle)
+
+
+def _let_go() -> None:
+    """In a process that was forked, a reward's worker for one: it would hold the lock after the run was killed."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _file(path: Path) -> Path:
@@ -59,11 +77,12 @@ def waiting(path: Path, say: Callable[[], None]) -> Iterator[None]:
     if handle is None:
         say()
         handle = os.open(path, os.O_RDWR)
+        _held.add(handle)
         fcntl.flock(handle, fcntl.LOCK_EX)
     try:
         yield
     finally:
-        os.close(handle)
+        unlock(handle)
 
 
 def held(path: Path) -> bool:

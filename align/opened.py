@@ -94,7 +94,7 @@ class OpenRun:
                 started = time.perf_counter()
                 return_freed_memory()
                 try:
-                    with self.stop.breakable(), kept_rng():  # a reward's random numbers must not change the training
+                    with kept_rng(), self.stop.breakable():  # a reward's random numbers must not change the training
                         metrics, samples = measure(step)
                 except Terminated:
                     self.keeper.probed = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -91,7 +90,7 @@ def _cleared(path: Path) -> bool:
             if file.name != locks.FILE:
                 file.unlink()
     finally:
-        os.close(handle)
+        locks.unlock(handle)
     return not opened
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -29,6 +29,22 @@ def together(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
         if isinstance(part, Exception):
             raise part
     return joined(parts)
+
+
+def from_main(accelerator: Any, make: Callable[[], Any]) -> Any:
+    """What `make` returns on the main process, on every process; an error there is raised on all. `accelerator`: or a
+    PartialState, which is there earlier."""
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [make()]
+        except Exception as error:
+            found = [error]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
 def joined(parts: Sequence[Any]) -> Any:

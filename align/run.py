@@ -54,7 +54,7 @@ def entry(cfg: DictConfig) -> str | float:
             silent = kinds & set(EVERYWHERE) and not MAIN_PROCESS
             if silent:
                 time.sleep(30)  # torchrun kills the others when one has ended, also the one that was about to say why
-            stop("" if silent else str(error), 1)
+            stop(str(error), 1)  # who is still there after that is the only one that knows
         notes = getattr(error, "__notes__", [])  # align/runs.py notes where the run directory has the traceback
         if not notes:
             traceback.print_exc()

@@ -8,7 +8,7 @@
     checkpoints/     what `resume=true` goes on from (align/checkpoints.py)
     adapter/         the trained LoRA adapter (PEFT), or model/ with lora=none
     tensorboard/     events for TensorBoard; other trackers: align/trackers.py     tracker.json   which run of theirs
-    vllm.log         what a server of the run's own said; sent-N/ the adapter that servers have (align/vllm_rollouts.py)
+    vllm.log         what a server of the run's own said; sent/ the adapter that servers have (align/vllm_rollouts.py)
     status.json      {"state": running | finished | failed | interrupted, ...}
     .lock            held by the process that writes here (align/locks.py)
 
@@ -30,7 +30,7 @@ from typing import Any, Self
 
 import yaml
 
-from align.locks import is_empty, lock
+from align.locks import is_empty, lock, unlock
 from align.refusals import on_one_line
 from align.strict_json import parsed
 
@@ -77,7 +77,7 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path)
             if (path / "meta.json").exists():  # another process was here between the look and the lock
-                os.close(run._lock)
+                unlock(run._lock)
                 raise taken
             write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
             write_text(path / "meta.json", json.dumps(dict(meta), indent=1))
@@ -97,7 +97,7 @@ class Run:
         try:
             run = cls(path)
             if before is not None and read(path) != before:
-                os.close(run._lock)
+                unlock(run._lock)
                 raise RunError(f"run_dir={path}: another process has gone on with it meanwhile; start it again")
             for name, file in run._files.items():  # opened for appending: what is written next stands at the new end
                 file.truncate(sizes[name])
@@ -168,7 +168,7 @@ class Run:
             error.add_note(f"{self.path} cannot be written: {unwritten.strerror or unwritten}; once it can, "
                            "resume=true goes on from the last checkpoint")  # fmt: skip
         finally:
-            os.close(self._lock)  # last: who takes the run over must read how it ended
+            unlock(self._lock)  # last: who takes the run over must read how it ended
 
     def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         seconds = round(time.monotonic() - self._started, 3)

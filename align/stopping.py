@@ -1,7 +1,8 @@
 """SIGTERM, which a cluster sends some time before SIGKILL: the step is finished, a checkpoint written, the run ends.
 
 A probe, which changes nothing that is trained, is broken off and measured when the run goes on. A second signal does
-not wait for the step.
+not wait for the step, unless it is the first one heard twice: a cluster tells every process of a job, and a launcher
+tells its workers what it was told.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +30,9 @@ def end_with(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+SAME = 5.0  # seconds in which a signal is the one before, heard again
+
+
 class Terminated(KeyboardInterrupt):
     """The run was told to end."""
 
@@ -37,11 +42,14 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self._first = 0.0  # when it was heard
         self._breakable = False
 
     def __call__(self, *_: Any) -> None:
-        again, self.asked = self.asked, True
-        if again or self._breakable:
+        now = time.monotonic()
+        if not self.asked:
+            self.asked, self._first = True, now
+        if self._breakable or now - self._first > SAME:
             raise Terminated
 
     def obey(self) -> None:

@@ -17,8 +17,10 @@ import json
 import math
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from threading import Timer
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -55,7 +57,7 @@ class Server:
         self.url, self.host, self.port = url, parts.hostname, parts.port
         self.kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self.open = set[HTTPConnection]()
+        self.open = set[socket.socket]()
 
     def models(self, seconds: float) -> dict[str, str | None]:
         """Name -> folder of what it serves."""
@@ -100,47 +102,63 @@ class Server:
 
     def abort(self) -> None:
         """Give up what is being asked: the threads that wait for it go on with a ServerError."""
-        for connection in list(self.open):
-            if connection.sock is not None:
-                with suppress(OSError):  # it has just been closed
-                    connection.sock.shutdown(socket.SHUT_RDWR)  # close() would not wake a thread that reads
+        for asked in list(self.open):
+            _break(asked)
 
     def _asked(self, method: str, path: str, body: Any, seconds: float) -> dict[str, Any]:
         connection = self.kind(self.host, self.port, timeout=seconds)
-        self.open.add(connection)
-        started = time.monotonic()
+        deadline = time.monotonic() + seconds
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), self.headers)
-            response = connection.getresponse()
-            text = self._read(response, started + seconds)
-        except TimeoutError:
-            raise ServerError(f"{self.url} took more than {seconds:g} s for {path}") from None
+            connection.connect()
+            with self._limited(connection.sock, deadline):
+                connection.request(method, path, None if body is None else json.dumps(body), self.headers)
+                response = connection.getresponse()
+                text = self._read(response)
         except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, TimeoutError) or time.monotonic() > deadline:
+                raise ServerError(f"{self.url} took more than {seconds:g} s for {path}") from None
             raise ServerError(f"{self.url} cannot be asked for {path}: {type(error).__name__}: {error}") from None
         finally:
-            self.open.discard(connection)
             connection.close()
         if response.status != 200:
             raise ServerError(f"{self.url} answered {path} with {response.status}: {on_one_line(text)[:SAID]}")
         try:
             said = json.loads(text) if text.lstrip().startswith("{") else {}  # adapters are confirmed in a sentence
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ServerError(f"{self.url} answered {path} with damaged JSON: {on_one_line(text)[:SAID]}") from None
         return said
 
-    def _read(self, response: HTTPResponse, deadline: float) -> str:
-        """Until a deadline: a timeout of the socket's would begin anew with every byte."""
+    @contextmanager
+    def _limited(self, connection: socket.socket, deadline: float) -> Iterator[None]:
+        """Until a deadline, or until it is given up: a timeout of the socket's would begin anew with every byte."""
+        late = Timer(max(deadline - time.monotonic(), 0), _break, [connection])
+        late.daemon = True
+        late.start()
+        self.open.add(connection)
+        try:
+            yield
+            if time.monotonic() > deadline:  # what was read until then may be half of it
+                raise TimeoutError
+        finally:
+            late.cancel()
+            self.open.discard(connection)
+
+    def _read(self, response: HTTPResponse) -> str:
         parts, size = list[bytes](), 0
         while part := response.read1(2**16):
             parts.append(part)
             size += len(part)
-            if time.monotonic() > deadline:
-                raise TimeoutError
             if size > ANSWER_BYTES:
                 raise ValueError(f"an answer of more than {ANSWER_BYTES} bytes")
         if response.length:
             raise ValueError(f"{response.length} bytes of the answer are missing")
         return b"".join(parts).decode("utf-8", "replace")
+
+
+def _break(connection: socket.socket) -> None:
+    """Wake the thread that waits for its answer, which close() would not."""
+    with suppress(OSError):  # it has just been closed
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _problem(answer: Answer, finish: str, limit: int, stop_ids: tuple[int, ...]) -> str | None:

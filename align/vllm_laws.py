@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from align.schema import Experiment, Importance, Vllm
 
 BOUNDS = ("truncated", "masked")
+COLDEST = 0.01
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for (its LoRAConfig)
 # What the run gives its server itself; a key in the config would be written into the run directory.
 OURS = ("--model", "--served-model-name", "--host", "--port", "--dtype", "--enable-lora", "--max-lora-rank",
@@ -65,11 +66,21 @@ def _servable(e: Experiment) -> None:
     need(not lora.dora, key, "given", "vLLM serves no model.lora.dora; turn it off")
     need(lora.init not in ("pissa", "olora"), key, "given", f"model.lora.init={lora.init} rewrites the base, which "
          "the servers have as it was; use model.lora.init=default")  # fmt: skip
+    need(e.sampling.temperature >= COLDEST, "sampling.temperature", e.sampling.temperature, f"vLLM takes {COLDEST} for "
+         "whatever is below; use that, or sampling=default")  # fmt: skip
     need(lora.rank <= RANKS[-1], "model.lora.rank", lora.rank, f"vLLM serves ranks up to {RANKS[-1]}")
     for name in ("top_k", "top_p", "min_p"):
         value = getattr(e.sampling, name)
         need(value is None, f"sampling.{name}", value, "the servers' logprobs are compared with the trainer's, which "
              "knows no cut: wrong weights could not be told from it; use null with sampling.vllm")  # fmt: skip
+
+
+def key_of(said: str | None) -> str | None:
+    """VLLM_API_KEY as a header can have it, without the line end of the file it came from. Raises ConfigError."""
+    key = (said or "").strip()
+    need(key.isascii() and (key.isprintable() or not key), "VLLM_API_KEY", "(not shown)",
+         "has characters that no header can have; set it to the key alone")  # fmt: skip
+    return key or None
 
 
 def _servers(v: Vllm) -> None:
@@ -95,6 +106,8 @@ def _servers(v: Vllm) -> None:
 
 def _url(url: str) -> None:
     key, parts, host = "sampling.vllm.urls", None, None
+    need("@" not in url, key, "(not shown)", "has a password in it, which would be written into the run directory; set "
+         "VLLM_API_KEY instead")  # fmt: skip
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -103,7 +116,5 @@ def _url(url: str) -> None:
     need(parts is not None and parts.scheme in ("http", "https") and bool(host), key, url,
          "must look like http://HOST:PORT")  # fmt: skip
     assert parts is not None
-    need("@" not in parts.netloc, key, "(not shown)", "has a password in it, which would be written into the run "
-         "directory; set VLLM_API_KEY instead")  # fmt: skip
     need(parts.path in ("", "/") and not parts.query and not parts.fragment, key, url,
          f"must end after the port: {parts.scheme}://{parts.netloc}")  # fmt: skip

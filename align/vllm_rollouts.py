@@ -9,33 +9,29 @@ is there once, or the run fails. Servers are started, restarted and given adapte
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from align.data.tokens import encode_prompt
 from align.embedded import sha256
-from align.forward import Scorer, batch_of, score
+from align.forward import Scorer, batch_of, causal_lm, score
 from align.maths.masked import masked_mean
-from align.models import Policy, locate
+from align.models import Policy
 from align.records import Completions, Prompt
 from align.refusals import ConfigError
-from align.rollouts import together
 from align.sampling import completions_of
 from align.schema import Experiment, Sampling
 from align.seeds import derive
 from align.vllm_client import Answer, Request, Server, ServerError
-from align.vllm_laws import RANKS
 from align.vllm_server import OwnServer
 
-BASE = "base"  # what a server of the run's own calls its model
 QUICK = 60.0  # seconds for what is no completion
 GOODBYE = 5.0  # seconds for that at the end, for which nobody wants to wait
 PAUSE = 2.0  # seconds before a round that follows one in which something went wrong, at most PAUSE x rounds
@@ -59,6 +55,7 @@ class ServedSampler:
         self.canary = Request(tuple(encode_prompt(policy.tokenizer, canary)), min(CANARY, self.cfg.max_new_tokens),
                               derive(experiment.seed, "canary"))  # fmt: skip
         self.scorer = Scorer(policy.model, self.cfg.temperature)
+        self.vocabulary = len(causal_lm(policy.model).get_input_embeddings().weight)
         self.proven: dict[str, str] = {}  # address -> adapter with which its logprobs were the trainer's
         self.problems: list[str] = []
 
@@ -157,7 +154,7 @@ class ServedSampler:
 
     def prove(self, server: Server, name: str) -> None:
         """Raises ServerError when its logprobs of a short completion are not the trainer's: its weights are others."""
-        answer = server.complete(name, self.canary, self.cfg.temperature, self.policy.stop_ids, self.vllm.seconds)
+        answer = self.completed(server, name, self.canary, ())  # of one or two tokens any server could be right
         nobody = Prompt("canary", ({"role": "user", "content": ""},), "")
         completion = completions_of(self.policy, [nobody], [self.canary.prompt], *tensors([answer]))
         batch = batch_of(completion, self.policy.tokenizer.pad_token_id, self.policy.device)
@@ -167,6 +164,14 @@ class ServedSampler:
             raise ServerError(f"{server.url} has other weights than the trainer: logprobs of {len(answer.ids)} tokens "
                               f"differ by {gap:.3g} nats on average (sampling.vllm.gap={self.vllm.gap:g})")  # fmt: skip
         self.proven[server.url] = name
+
+    def completed(self, server: Server, name: str, request: Request, stop_ids: tuple[int, ...]) -> Answer:
+        """Raises ServerError."""
+        answer = server.complete(name, request, self.cfg.temperature, stop_ids, self.vllm.seconds)
+        if max(answer.ids) >= self.vocabulary:
+            raise ServerError(f"{server.url} has another model than the trainer: it answered with token "
+                              f"{max(answer.ids)} of {self.vocabulary}")  # fmt: skip
+        return answer
 
     def round(self, requests: Mapping[int, Request], ready: Sequence[Server]) -> tuple[dict[int, Answer], set[str]]:
         """Every request asked once, each server for a share of neighbours, which have prompts in common.
@@ -179,13 +184,11 @@ class ServedSampler:
         def ask(server: Server, request: Request) -> Answer | None:
             if server.url in failed:
                 return None
-            return server.complete(name, request, self.cfg.temperature, self.policy.stop_ids, self.vllm.seconds)
+            return self.completed(server, name, request, self.policy.stop_ids)
 
         pool = ThreadPoolExecutor(min(self.cfg.rows, len(requests)))
-        askers = [ready[k * len(ready) // len(requests)] for k in range(len(requests))]
         try:
-            shares = {pool.submit(ask, server, request): (i, server) for (i, request), server in
-                      zip(requests.items(), askers, strict=True)}  # fmt: skip
+            shares = {pool.submit(ask, server, requests[i]): (i, server) for i, server in in_turn(requests, ready)}
             for future in as_completed(shares):
                 i, server = shares[future]
                 try:
@@ -216,6 +219,15 @@ class ServedSampler:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def in_turn(requests: Sequence[int] | Mapping[int, Request], ready: Sequence[Server]) -> list[tuple[int, Server]]:
+    """Each server a share of neighbours, asked in turn: with fewer threads than requests none waits for the others."""
+    numbers, many = list(requests), len(ready)
+    shares = [numbers[len(numbers) * k // many : len(numbers) * (k + 1) // many] for k in range(many)]
+    return [
+        (i, server) for turn in zip_longest(*shares) for i, server in zip(turn, ready, strict=True) if i is not None
+    ]
+
+
 def tensors(answers: Sequence[Answer]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """-> ids [B, T] int64, logprobs [B, T] float32, lengths [B]; 0 behind the end"""
     lengths = [len(answer.ids) for answer in answers]
@@ -223,61 +235,3 @@ def tensors(answers: Sequence[Answer]) -> tuple[torch.Tensor, torch.Tensor, torc
     ids = torch.tensor([[*answer.ids, *[0] * (width - n)] for answer, n in zip(answers, lengths, strict=True)])
     logprobs = torch.tensor([[*a.logprobs, *[0.0] * (width - n)] for a, n in zip(answers, lengths, strict=True)])
     return ids, logprobs, torch.tensor(lengths)
-
-
-@contextmanager
-def served(
-    experiment: Experiment,
-    policy: Policy,
-    accelerator: Accelerator,
-    path: Path,
-    canary: Prompt,
-    starting: AbstractContextManager[None],
-) -> Iterator[ServedSampler | None]:
-    """The sampler of a run in `path` whose completions come from servers, and its own server while it lasts; None when
-    they do not. On several processes the main one starts the server. `canary`: a prompt that shows what weights
-    a server has; `starting`: entered until servers are ready, which takes its time. Raises ConfigError when none is."""
-    vllm = experiment.sampling.vllm
-    if vllm is None:
-        yield None
-        return
-    own: OwnServer | None = None
-    sampler: ServedSampler | None = None
-    try:
-        with starting:
-            if vllm.urls:
-                servers = [Server(url, os.environ.get("VLLM_API_KEY")) for url in vllm.urls]
-            else:
-                if accelerator.is_main_process:
-                    assert vllm.python is not None
-                    own = OwnServer(vllm.python, arguments(experiment, policy, path), path / "vllm.log")
-                started: tuple[str, ...] = together(accelerator, lambda: own.begun() if own else ())
-                servers = [own or Server(*started)]
-            folder = path.resolve() / f"sent-{accelerator.process_index}"
-            sampler = ServedSampler(experiment, policy, servers, folder, canary)
-            together(accelerator, sampler.begin)
-        yield sampler
-    finally:
-        if sampler is not None:
-            sampler.close()
-        if own is not None:
-            own.stop()
-
-
-def arguments(experiment: Experiment, policy: Policy, path: Path) -> list[str]:
-    """Of a server that samples this run's policy as the trainer would."""
-    sampling, lora = experiment.sampling, experiment.model.lora
-    assert sampling.vllm is not None and lora is not None
-    base = locate(experiment.model.path)
-    if policy.started:  # merged from an earlier run: no folder has it but the one that Policy.save would write
-        base = str(path / "start")
-        policy.reference.save_pretrained(base)  # type: ignore[operator]
-        policy.tokenizer.save_pretrained(base)
-    dtype = str(next(policy.reference.parameters()).dtype).removeprefix("torch.")
-    rank = next(rank for rank in RANKS if rank >= lora.rank)
-    return [
-        *("--model", base, "--served-model-name", BASE, "--dtype", dtype),
-        *("--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "1", "--max-cpu-loras", "2"),
-        *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
-        *("--max-num-seqs", str(sampling.rows), *sampling.vllm.arguments),
-    ]

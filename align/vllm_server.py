@@ -47,13 +47,12 @@ class OwnServer(Server):
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def begun(self) -> tuple[str, str]:
-        """Its address and key, when it has started. Raises ConfigError: at the start it is the user's to repair."""
+    def begin(self) -> None:
+        """Returns when it answers. Raises ConfigError: at the start it is the user's to repair."""
         try:
             self.start()
         except ServerError as error:
             raise ConfigError(f"sampling.vllm.python={self.command[0]}: {error}") from None
-        return self.url, self.key
 
     def start(self) -> None:
         """Returns when it answers. Raises ServerError when it ends instead, or takes too long."""

@@ -113,7 +113,7 @@ def _state(path: Path) -> tuple[int, ...] | None:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns  # a folder mounted from elsewhere may number its files anew
 
 
 def _heldout(path: Path, ids: NDArray[np.uint64], share: float) -> NDArray[np.uint64]:

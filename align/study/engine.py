@@ -185,8 +185,8 @@ def carry_out(tasks: Sequence[Task], at_once: int, folder: Path) -> list[Failed]
 def _interrupting(running: dict[int, tuple[Task, subprocess.Popen[bytes]]]) -> Iterator[None]:
     try:
         yield
-    except BaseException:  # also an error of our own: no child may go on unseen
-        interrupt([child for _, child in running.values()])
+    except BaseException as error:  # also one of our own: no child may go on unseen
+        interrupt([child for _, child in running.values()], error)
         raise
 
 

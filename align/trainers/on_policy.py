@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.functional import pad
 
 from align.checkpoints import Keeper
 from align.critic import Trained, build_critic
@@ -30,7 +31,7 @@ from align.trainers import reports
 from align.trainers.estimators import Memory, divergence, estimate, weighted
 from align.trainers.learner import Learner
 from align.trainers.prompts import PromptStream
-from align.vllm_rollouts import ServedSampler
+from align.vllm_served import OnMain
 
 
 class Hooks(NamedTuple):
@@ -58,7 +59,7 @@ class OnPolicyTrainer:
         rewards: Rewards,
         accelerator: Accelerator,
         learned: RewardModel | None = None,
-        served: ServedSampler | None = None,  # by servers; None: the policy is sampled in this process
+        served: OnMain | None = None,  # by servers; None: the policy is sampled in this process
     ):
         self.experiment, self.algo, self.policy, self.rewards = experiment, experiment.algo, policy, rewards
         self.accelerator, self.served = accelerator, served
@@ -82,12 +83,12 @@ class OnPolicyTrainer:
                 break
             started = time.perf_counter()
             rollout, stats = self.collect(stream, step, hooks.count)
+            reports.nonfinite(rollout, self.experiment.guard, step, hooks.event)
             if self.served is not None:
                 reports.servers(self.served.told(), stats["sampler/gap"], self.experiment.sampling, step, hooks.event)
             self.memory = self.memory.seen(rollout, self.algo)
             targets = estimate(rollout, self.algo, self.memory, self.experiment.sampling.max_new_tokens)
             targets = weighted(targets, rollout, self.experiment.sampling.importance)
-            reports.nonfinite(rollout, self.experiment.guard, step, hooks.event)
             scored = time.perf_counter()
             stats |= targets.stats | self.learner.update(rollout, targets, step, self.memory.kl_coef)
             stats |= self.control(rollout, rollout.completions.mask & targets.usable.unsqueeze(-1))
@@ -145,14 +146,17 @@ class OnPolicyTrainer:
         return joined(kept), stats
 
     def answered(self, prompts: Sequence[Prompt], stream: tuple[Any, ...]) -> Rollout:
-        """Each process answers its share of the prompts; all get everything."""
-        share = len(prompts) // self.accelerator.num_processes
-        own = prompts[self.accelerator.process_index * share :][:share]
-        seed = derive(self.experiment.seed, *stream)
-        asked = self.policy, own, self.algo.group_size, self.experiment.sampling, seed
+        """Each process answers its share of the prompts, unless servers do, and rewards it; all get everything."""
+        share, K = len(prompts) // self.accelerator.num_processes, self.algo.group_size
+        first = self.accelerator.process_index * share
+        asked = K, self.experiment.sampling, derive(self.experiment.seed, *stream)
+        served = self.served and self.served(self.policy, prompts, *asked)
 
         def rollout() -> Rollout:
-            completions = sample(*asked) if self.served is None else self.served(*asked)
+            if served is None:
+                completions = sample(self.policy, prompts[first : first + share], *asked)
+            else:
+                completions = taken(served, range(first * K, (first + share) * K))
             return Rollout(completions, *self.rewards(completions))
 
         return together(self.accelerator, rollout)
@@ -175,7 +179,8 @@ class OnPolicyTrainer:
         if self.scorers.two_passes:
             (values,) = score(lambda part: self.scorers(part, "critic"), batch, *size)
         reference = score(self.reference, batch, *size)[0] if kl.where != "none" else None
-        found = tuple(None if x is None else x.cpu() for x in (old, reference, values))
+        width = completions.mask.shape[1]  # of all draws; a share is cut to its own longest, and so might all be
+        found = tuple(None if x is None else pad(x.cpu(), (0, width - x.shape[1])) for x in (old, reference, values))
         every: _Scores = together(self.accelerator, lambda: _Scores(*found))
         return every.old, every.reference, every.values
 
@@ -240,8 +245,10 @@ class _Scores:
 
 
 def sampler_gap(completions: Completions, old_logprobs: Tensor | None) -> dict[str, float]:
-    """How far the sampler's logprobs are from the trainer's of the same tokens: rounding, cache and padding."""
+    """How far the sampler's logprobs are from the trainer's of the same tokens: rounding, cache and padding. Rows that
+    are not finite are left to guard.nonfinite."""
     if old_logprobs is None:
         return {}
     gap = (old_logprobs - completions.logprobs).abs()
-    return {"sampler/gap": float(masked_mean(gap, completions.mask))}
+    finite = gap.masked_fill(~completions.mask, 0).isfinite().all(-1, keepdim=True)
+    return {"sampler/gap": float(masked_mean(gap, completions.mask & finite))}

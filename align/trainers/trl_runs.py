@@ -127,6 +127,7 @@ def _train(kind: Kind, experiment: Experiment, policy: Any, rows: list[trl_data.
         begin = Begin(start.step, start.state, watch.keeper.restore_rng)
     if begin.step == experiment.steps:  # stopped in its last probe
         watch.probe(begin.step)
+        watch.keeper.save(begin.step, policy.model, dict)  # writes nothing: raises where it was told to end once more
         return
     algo = copy(experiment.algo)
     alone = kind.halves and int(os.environ.get("WORLD_SIZE", "1")) == 1

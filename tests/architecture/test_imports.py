@@ -23,7 +23,7 @@ LEVELS = [
      "align.decoding", "align.data", "align.device", "align.halving", "align.models", "align.reward_model",
      "align.forward", "align.features"],
     ["align.sampling", "align.rewards", "align.critic", "align.vllm_client", "align.vllm_server",
-     "align.vllm_rollouts"],
+     "align.vllm_rollouts", "align.vllm_served"],
     ["align.measures"],
     ["align.probe", "align.stages", "align.describe"],
     ["align.opened", "align.best_of_n", "align.tempered"],

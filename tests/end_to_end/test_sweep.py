@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from hydra.core.plugins import Plugins
 
 from align import jobs, run, sweep
 from align.jobs import Job, records
-from align.locks import lock
+from align.locks import lock, unlock
 from align.places import Place
 from align.refusals import ConfigError
 from align.runs import read, stable
@@ -360,6 +361,28 @@ def test_a_job_whose_time_is_over_is_told_to_end_and_its_record_says_so(swept, m
     assert said.read_text() == "told"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_what_ends_a_sweep_reaches_its_job_so_that_it_keeps_its_step(number, tmp_path):
+    log = tmp_path / "log"
+    code = "import signal, sys, time\ntell = lambda n, _: sys.exit(n)\n" \
+           "for n in (signal.SIGTERM, signal.SIGINT): signal.signal(n, tell)\n" \
+           "print('up', flush=True); time.sleep(60)"  # fmt: skip
+
+    def signal_it() -> None:
+        wait_for(lambda: log.is_file() and log.read_text() == "up\n")
+        os.kill(os.getpid(), number)
+
+    thread = Thread(target=signal_it)
+    thread.start()
+    ended = []
+    wait = subprocess.Popen.wait
+    waited = patch.object(subprocess.Popen, "wait", lambda self, *a: ended.append(wait(self, *a)) or ended[-1])
+    with waited, pytest.raises(KeyboardInterrupt):
+        jobs.run_child([sys.executable, "-c", code], tmp_path / "words", log)
+    thread.join()
+    assert ended == [signal.SIGINT if number == signal.SIGINT else signal.SIGTERM]
+
+
 # --- the objective ---
 
 
@@ -401,7 +424,7 @@ def test_a_job_that_still_goes_on_when_the_sweep_is_broken_off_is_not_said_to_be
     jobs.record(tmp_path, Job(0, ("seed=0",), run_dir=str(tmp_path / "run")))
     handle = lock(tmp_path / "run")
     assert [job.state for job in sweep.settle(tmp_path, 130)] == ["running"]
-    os.close(handle)
+    unlock(handle)
     assert [job.state for job in sweep.settle(tmp_path, 130)] == ["interrupted"]
 
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from align.checkpoints import snapshots
+from align.probe import Probe
 from align.runs import read, read_lines, stable
 from align.stopping import Stop, Terminated
+from tests.end_to_end.helpers import execute
 from tests.faults.child import ALGORITHMS, COMMON, start, whole
 
 KILLS = int(os.environ.get("ALIGN_KILLS", "1"))
@@ -48,9 +52,34 @@ def test_told_to_end_a_run_keeps_the_step_it_is_in(tmp_path, algo):
         assert (again.samples, same) == (run.samples, weights)
 
 
-def test_what_can_be_given_up_is_given_up_at_once_and_a_second_signal_does_not_wait():
+@pytest.mark.parametrize("algo", ["sft", "dpo", "grpo"])
+def test_told_to_end_in_its_last_probe_and_again_a_run_is_not_finished_without_it(tmp_path, monkeypatch, algo):
+    settings = (*ALGORITHMS[algo], "steps=2", "probe.every=2", f"run_dir={tmp_path}/run", "resume=true")
+    measure = Probe.measure
+
+    def told(self, step):
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return measure(self, step)
+
+    monkeypatch.setattr(Probe, "measure", told)
+    for _ in range(2):
+        with pytest.raises(Terminated):
+            execute(tmp_path, *settings)
+        assert read(tmp_path / "run").state == "interrupted"
+    monkeypatch.undo()
+    execute(tmp_path, *settings)
+    assert rows(tmp_path)[-1] == ("probe", 2) and read(tmp_path / "run").state == "finished"
+
+
+def test_what_can_be_given_up_is_given_up_at_once_and_a_second_signal_does_not_wait(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("align.stopping.time", SimpleNamespace(monotonic=lambda: clock[0]))
     stop = Stop()
     stop()
+    clock[0] += 4
+    stop()  # the same one, heard of the launcher too
+    clock[0] += 2
     with pytest.raises(Terminated):
         stop()
     with pytest.raises(Terminated), stop.breakable():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import pickle
 import random
 import warnings
@@ -18,6 +20,7 @@ from accelerate import Accelerator
 
 from align import checkpoints
 from align.checkpoints import FILES, Keeper, Snapshot, prune, restore_rng, rng_state, snapshots, write
+from align.runs import RunError
 from align.schema import Checkpoint
 
 PARTS = (*FILES, "manifest.json")
@@ -146,6 +149,35 @@ def test_so_is_a_file_that_is_missing_or_another(tmp_path, file, content):
         (tmp_path / "step-000020" / file).write_bytes(content)
     with pytest.warns(UserWarning, match="step-000020 is damaged"):
         assert [found.step for found in snapshots(tmp_path)] == [10]
+
+
+def test_one_that_cannot_be_read_now_is_not_damaged_and_nothing_is_done_without_it(tmp_path, monkeypatch):
+    """A network file system that stalls: going on from an earlier one would remove this one."""
+    for step in (10, 20):
+        write(tmp_path, snapshot(step))
+    whole = checkpoints._sha256
+
+    def stale(path):
+        if "step-000020" in str(path):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return whole(path)
+
+    monkeypatch.setattr(checkpoints, "_sha256", stale)
+    with pytest.raises(RunError, match=r"step-000020 cannot be read \(Stale file handle\); nothing was changed"):
+        steps(tmp_path)
+    monkeypatch.undo()
+    assert steps(tmp_path) == [20, 10]
+
+
+def test_a_checkpoint_of_before_probes_could_be_broken_off_is_read(tmp_path):
+    folder = write(tmp_path, snapshot(20))
+    rest = torch.load(folder / FILES[1], weights_only=True)
+    del rest["probed"]
+    torch.save(rest, folder / FILES[1])
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+    (folder / "manifest.json").write_text(json.dumps(sums))
+    (found,) = snapshots(tmp_path)
+    assert found.probed
 
 
 def test_a_damaged_checkpoint_is_written_over(tmp_path):

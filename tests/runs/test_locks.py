@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from align.locks import lock, waiting
+from align.locks import lock, unlock, waiting
 from align.runs import Run, RunError
 
 HOLD = "import sys, time; from align.locks import lock; from pathlib import Path; handle = lock(Path(sys.argv[1])); print(handle, flush=True); time.sleep({})"  # noqa: E501
@@ -44,3 +46,29 @@ def test_who_waits_goes_on_when_the_other_is_done(tmp_path):
     with waiting(file, lambda: said.append(time.monotonic())):
         assert process.wait() == 0
     assert len(said) == 1
+
+
+FORKS = """import multiprocessing, sys, time
+from pathlib import Path
+from align.locks import lock
+handle = lock(Path(sys.argv[1]))
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+worker.start()
+print(worker.pid, flush=True)
+time.sleep(60)"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_what_a_killed_holder_had_forked_holds_nothing_either(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", FORKS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    assert lock(tmp_path) is None, "the worker's end of it must not let go of the run's"
+    process.kill()
+    process.wait()
+    try:
+        handle = lock(tmp_path)
+        assert handle is not None
+        unlock(handle)
+    finally:
+        os.kill(worker, signal.SIGKILL)

@@ -32,7 +32,7 @@ CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB."
     [(torch.OutOfMemoryError(CUDA), True), (MemoryError(), True), (RuntimeError("std::bad_alloc"), True),
      (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), True),
      (RuntimeError("could not create a memory object"), True), (RuntimeError("shape '[2]' is invalid"), False),
-     (RuntimeError(), False)],
+     (RuntimeError(), False), (RuntimeError(ValueError("the cause")), False)],
 )  # fmt: skip
 def test_what_is_out_of_memory(error, is_it):
     assert out_of_memory(error) == is_it
@@ -61,6 +61,13 @@ def test_half_of_the_rows_or_what_divides_the_step(rows, whole, fewer):
     halving.report(7, lambda kind, step, sentence, **details: told.append((kind, step, details)))
     halving.report(8, lambda *news, **details: told.append(news))
     assert halving.rows == fewer and told == [("memory", 7, {"rows": rows, "rows_now": fewer})]
+
+
+def test_passes_do_not_grow_back_when_a_larger_one_of_short_rows_is_halved():
+    halving = Halving()
+    for rows in (4, 2, 8):
+        halving.halve(rows)
+    assert halving.rows == 1 and halving.news == [(4, 2), (2, 1)]
 
 
 def test_scores_of_halves_are_the_scores():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from align.checkpoints import trainable
@@ -252,3 +255,29 @@ def test_fewer_rows_than_minibatches_are_averaged_over_the_updates_there_were(mo
     assert stats["guard/skipped_updates"] == 1  # three rows, four minibatches
     assert stats["ratio/mean"] == pytest.approx(1, abs=0.05)
     assert trainer.learner.schedule.last_epoch == 4
+
+
+def test_a_share_of_a_rollout_is_scored_at_the_width_of_all_of_it(monkeypatch):
+    """Dynamic sampling may leave out the longest group: what is kept is then wider than its own longest row."""
+    trainer = trainer_of(monkeypatch, "algo=ppo")
+    made = fixed.completions()
+    wider = {name: pad(getattr(made, name), (0, 4)) for name in ("ids", "mask", "logprobs")}
+    made = replace(made, **wider)
+    whole = trainer.scores(made)
+    monkeypatch.setattr(on_policy, "together", lambda _, make: make())
+    shares = []
+    for rank in (0, 1):
+        trainer.accelerator = SimpleNamespace(num_processes=2, process_index=rank)
+        shares.append(trainer.scores(made))
+    for alone, *both in zip(whole, *shares, strict=True):
+        assert alone.shape == made.mask.shape
+        assert_close(torch.cat(both), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gap_to_the_sampler_is_that_of_the_rows_that_are_finite():
+    made = fixed.completions()
+    old = made.logprobs - 0.25
+    assert on_policy.sampler_gap(made, old)["sampler/gap"] == pytest.approx(0.25)
+    broken = old.clone()
+    broken[0, 0] = math.nan
+    assert on_policy.sampler_gap(made, broken)["sampler/gap"] == pytest.approx(0.25)

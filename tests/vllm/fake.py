@@ -146,7 +146,9 @@ class Handler(BaseHTTPRequestHandler):
         text = json.dumps(said)
         if fault == "torn":
             text = text[: len(text) // 2]
-        self.send(200, text, short=fault == "cut", drip=fault == "drip")
+        if fault == "deep":
+            text = '{"data":' + "[" * 200_000
+        self.send(200, text, short=fault == "cut", drip=fault == "drip", slow_header=fault == "headers")
         server.answered.append((asked["seed"], len(said["choices"][0]["token_ids"])))
 
     def allowed(self) -> bool:
@@ -155,9 +157,14 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, status: int, text: str) -> None:
         self.send(status, json.dumps({"error": {"message": text, "code": status}}))
 
-    def send(self, status: int, text: str, short: bool = False, drip: bool = False) -> None:
+    def send(self, status: int, text: str, short: bool = False, drip: bool = False, slow_header: bool = False) -> None:
         data = text.encode()
         self.send_response(status)
+        if slow_header:
+            for _ in range(600):
+                self.send_header("X-Wait", "a bit")
+                self.flush_headers()
+                time.sleep(0.1)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if drip:
@@ -173,12 +180,11 @@ def spoiled(fault: str, said: dict[str, Any]) -> dict[str, Any]:
     ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
     if fault == "ids":
         ids.append(7)
-    if fault == "none":
-        logprobs[0] = None
-    if fault == "nan":
-        logprobs[0] = float("nan")
-    if fault == "positive":
-        logprobs[0] = 0.5
+    if fault == "vocabulary":
+        ids[0] = 10**30
+    strange = {"none": None, "nan": float("nan"), "positive": 0.5}
+    if fault in strange:
+        logprobs[0] = strange[fault]
     if fault == "name":
         said["model"] = "base"
     if fault == "prompt":

@@ -45,7 +45,7 @@ def move(role: Policy, size: float, seed: int = 2) -> None:
 def sampler(root: Path, role: Policy, *fakes: Fake, overrides: tuple[str, ...] = ()) -> ServedSampler:
     experiment = composed(*SMALL, *at(*fakes), *overrides)
     servers = [Server(fake.url, fake.key) for fake in fakes]
-    return ServedSampler(experiment, role, servers, root / "sent-0", PROMPTS[0])
+    return ServedSampler(experiment, role, servers, root / "sent", PROMPTS[0])
 
 
 def ask(made: ServedSampler, seed: int = 0, samples: int = 4, **others: Any) -> Completions:

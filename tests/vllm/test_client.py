@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from align.refusals import ConfigError
 from align.vllm_client import Request, Server, ServerError
+from align.vllm_laws import key_of
 from tests.vllm.rollouts import STOPS, policy
 
 REQUEST = Request(prompt=(3, 77, 105), limit=6, seed=2**62)
@@ -39,6 +41,7 @@ def test_a_completion_is_its_tokens_and_their_logprobs(fakes, adapter):
     [
         ("error", "answered /v1/completions with 500: .*engine core is dead"),
         ("torn", "damaged JSON"),
+        ("deep", "damaged JSON"),
         ("cut", "cannot be asked"),
         ("ids", "logprobs of .* tokens|where 1 to 6 ids"),
         ("none", r"logprobs that are none: \[None\]"),
@@ -60,7 +63,7 @@ def test_an_answer_with_one_thing_wrong_is_refused_by_what_is_wrong(fakes, adapt
     assert fake.url in str(refusal.value)
 
 
-@pytest.mark.parametrize("fault", ["hang", "drip"])
+@pytest.mark.parametrize("fault", ["hang", "drip", "headers"])
 def test_a_server_that_hangs_or_gives_a_byte_now_and_then_is_given_up_after_the_limit(fakes, adapter, fault):
     fake = fakes(fault=fault)
     started = time.monotonic()
@@ -91,3 +94,11 @@ def test_without_its_key_a_server_says_so(fakes):
 def test_an_adapter_that_is_not_there_is_refused_in_the_servers_words(fakes):
     with pytest.raises(ServerError, match="No adapter found"):
         Server(fakes().url).load("one", "/no/such/folder", 5)
+
+
+def test_a_key_is_taken_without_its_line_end_and_what_no_header_can_have_is_refused_unseen():
+    assert key_of(" sk-secret\r\n") == "sk-secret" and key_of(None) is None and key_of("\n") is None
+    for key in ("sk-\rsecret", "sk-sécret"):
+        with pytest.raises(ConfigError, match="VLLM_API_KEY") as refusal:
+            key_of(key)
+        assert "cret" not in str(refusal.value)

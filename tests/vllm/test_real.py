@@ -18,7 +18,8 @@ from align.maths.masked import masked_mean
 from align.models import load_policy
 from align.runs import read
 from align.vllm_client import Server, ServerError
-from align.vllm_rollouts import ServedSampler, arguments
+from align.vllm_rollouts import ServedSampler
+from align.vllm_served import arguments
 from align.vllm_server import OwnServer
 from tests.config.test_conf import composed
 from tests.end_to_end.helpers import ROOT
@@ -42,7 +43,7 @@ def served(tmp_path_factory):
     move(policy, 0.01)
     own = OwnServer(PYTHON, arguments(e, policy, root), root / "vllm.log")
     own.start()
-    sampler = ServedSampler(e, policy, [own], root / "sent-0", QUESTION)
+    sampler = ServedSampler(e, policy, [own], root / "sent", QUESTION)
     yield sampler
     sampler.close()
     own.stop()

@@ -6,6 +6,7 @@ Two servers where the fault is one server's, so that the other can take over.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from align.data.tokens import encode_prompt
 from align.maths.draw import warp
 from align.refusals import ConfigError
 from align.seeds import derive
-from align.vllm_rollouts import RolloutError
+from align.vllm_rollouts import RolloutError, in_turn
 from tests.vllm import rollouts
 from tests.vllm.rollouts import PROMPTS, ask, gap, move
 
@@ -87,9 +88,9 @@ def test_after_an_update_the_new_adapter_is_used_and_the_old_one_let_go(fakes, t
     check_whole(role, ask(made, seed=5), 5, fake)
     (now,) = fake.adapters
     assert before != now
-    assert [folder.name for folder in (tmp_path / "sent-0").iterdir()] == [now]
+    assert [folder.name for folder in (tmp_path / "sent").iterdir()] == [now]
     made.close()
-    assert not fake.adapters and not (tmp_path / "sent-0").exists()
+    assert not fake.adapters and not (tmp_path / "sent").exists()
 
 
 def test_several_servers_share_the_prompts(fakes, tmp_path, untouched):
@@ -116,6 +117,7 @@ def test_several_servers_share_the_prompts(fakes, tmp_path, untouched):
         ("name", "the model base"),
         ("prompt", "another prompt"),
         ("forgets", "404"),
+        ("vocabulary", "has another model than the trainer: it answered with token 1000000000000000"),
     ],
 )
 def test_a_server_that_fails_in_a_rollout_loses_nothing(fakes, tmp_path, untouched, fault, said):
@@ -125,11 +127,25 @@ def test_a_server_that_fails_in_a_rollout_loses_nothing(fakes, tmp_path, untouch
     bad.fault = fault
     sent = check_whole(untouched, ask(made), 0, good, bad)
     (sentence,) = made.told()
-    assert bad.url in sentence and said.split("|")[0] in sentence or said.split("|")[-1] in sentence
+    assert bad.url in sentence and any(words in sentence for words in said.split("|"))
     used = {s for s, _ in good.answered} & seeds(0)
     if fault in ("die", "hang", "error", "forgets"):  # the others did send what was not used
         assert sorted(sent) == sorted(set(sent))
         assert used == seeds(0)
+
+
+def test_servers_are_asked_in_turn_each_for_its_share_of_neighbours():
+    """In the order of the requests all threads would ask the first server, and the second had nothing to do."""
+    assert in_turn([0, 1, 2, 3, 4], "AB") == [(0, "A"), (2, "B"), (1, "A"), (3, "B"), (4, "B")]
+    assert in_turn([7], "AB") == [(7, "B")] and in_turn([3, 5], "A") == [(3, "A"), (5, "A")]
+
+
+def test_the_canary_does_not_end_with_an_answer_that_was_learned_to_be_short(fakes, tmp_path, untouched):
+    fake = fakes()
+    made = rollouts.sampler(tmp_path, replace(untouched, stop_ids=tuple(range(261))), fake)
+    made.begin()
+    ((_, tokens),) = fake.answered
+    assert tokens == made.canary.limit == 8
 
 
 def test_a_server_that_is_slow_but_within_its_limit_is_used(fakes, tmp_path, untouched):

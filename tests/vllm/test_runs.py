@@ -49,7 +49,7 @@ def test_a_run_on_two_servers_is_finished_measured_as_every_other_and_leaves_the
     assert len(one.loaded) == len(two.loaded) == 3, "one adapter for each of three sets of weights"
     assert one.calls["/v1/completions"] + two.calls["/v1/completions"] == 24 + 6  # and a canary each
     assert not one.adapters and not two.adapters
-    assert not list(record.path.glob("sent-*"))
+    assert not list(record.path.glob("sent*"))
     assert not read_lines(record.path / "events.jsonl")
 
 
@@ -103,15 +103,22 @@ def test_a_gap_that_is_too_large_stops_the_run_before_it_trains(fakes, tmp_path,
 
 
 def test_a_run_starts_its_own_server_and_ends_it(tmp_path, monkeypatch):
-    processes = []
+    processes, secrets = [], []
     real = OwnServer.start
-    monkeypatch.setattr(OwnServer, "start", lambda self: (real(self), processes.append(self.process))[0])
+
+    def start(self):
+        secrets.append((self.key, self.command))
+        real(self)
+        processes.append(self.process)
+
+    monkeypatch.setattr(OwnServer, "start", start)
     record = run(tmp_path, *no_warmup("grpo"), *OWN, "steps=2")
     assert record.state == "finished" and record.phase("train")[-1]["sampler/gap"] < 1e-4
     (process,) = processes
     assert process.poll() is not None
-    key = [line for line in (record.path / "config.yaml").read_text().splitlines() if "key" in line]
-    assert not key
+    ((key, command),) = secrets
+    assert len(key) == 64 and key not in str(command)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and key.encode() in file.read_bytes()]
 
 
 def test_its_own_server_is_started_again_when_it_dies(tmp_path, monkeypatch):
