@@ -11,6 +11,7 @@ does not match its manifest, and the one before it is used.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -39,7 +40,17 @@ from align.stopping import Stop, Terminated
 FILES = ("weights.safetensors", "state.pt")
 DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, EOFError,
           pickle.UnpicklingError, SafetensorError)  # fmt: skip
-MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # of OSErrors those that are damage
+# Another look may find it whole: a network file system that stalls, too many open files, no right to read
+UNREADABLE = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EACCES,
+    errno.EPERM,
+)
 
 
 @dataclass(frozen=True)
@@ -181,7 +192,7 @@ def snapshots(folder: Path) -> Iterator[Snapshot]:
         try:
             yield _read(path)
         except DAMAGE as error:
-            if isinstance(error, OSError) and not isinstance(error, MISSING):
+            if isinstance(error, OSError) and error.errno in UNREADABLE:
                 raise RunError(f"checkpoint {path} cannot be read ({error.strerror or error}); nothing was changed. "
                                "Try again when it can be") from None  # fmt: skip
             reason = next(iter(str(error).splitlines()), type(error).__name__)
