@@ -15,6 +15,7 @@ from align.bench.stamps import Stamps
 from align.embedded import tiny_folder
 from align.models import load_tokenizer
 from align.schema import Model
+from tests.end_to_end.helpers import BY_COMMAND
 
 LENGTHS = [9, 3, 1, 5]  # of each prompt's four completions
 
@@ -83,6 +84,7 @@ def test_padded_prompts_are_as_long_as_asked_for_to_a_word():
     assert all(prompt.text.startswith("Notes: ") for prompt in given.prompts)
 
 
+@BY_COMMAND
 def test_a_small_bench_from_the_command_line(tmp_path, capsys):
     assert main(["model=tiny", "works=ppo_4x4", "repeats=1", "steps=1", "device=cpu", f"out={tmp_path}"]) == 0
     (row,) = json.loads((tmp_path / "bench.json").read_text())

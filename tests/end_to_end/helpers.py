@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 
 from align import experiment
@@ -15,6 +17,7 @@ from align.runs import RunRecord, read
 from tests.config.test_conf import composed
 
 ROOT = Path(__file__).resolve().parents[2]
+BY_COMMAND = pytest.mark.skipif("ALIGN_WHOLE" not in os.environ, reason="CI has no time for it; ALIGN_WHOLE=1")
 EVEN = "tests.end_to_end.bandit:even"
 # A random policy answers no sum, so its reward is its form: something that differs from completion to completion.
 TINY = ("model=tiny", "data=arithmetic", f"reward.formula={EVEN}", "device=cpu", "dtype=float32", "probe.prompts=4",

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.end_to_end.helpers import run
+from tests.end_to_end.helpers import BY_COMMAND, run
 from tests.end_to_end.test_bandit import bold
 
 LETTER = "tests.end_to_end.bandit:letter"
@@ -18,7 +18,7 @@ BANDIT = ("algo=ppo", "sampling.max_new_tokens=4", "algo.kl.coef=0.001", "algo.p
 HEAD = ("model.lora=none", "algo.critic.kind=head", "algo.critic.coef=0.1")
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=BY_COMMAND), pytest.param(2, marks=BY_COMMAND)])
 def test_one_token_in_261_is_found_and_always_chosen(tmp_path, seed):
     record = run(tmp_path, *BANDIT, *HEAD, f"reward.formula={LETTER}", f"seed={seed}", "steps=30")
     first, last = (row["reward/proxy"] for row in record.phase("probe"))

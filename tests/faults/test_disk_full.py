@@ -1,7 +1,8 @@
 """On a disk that is full at some moment a run ends with a plain word; with room for it it goes on to the same end.
 
 The disk is a small file system in memory, which only root may mount. Its size decides which write fails first.
-`ALIGN_KILLS=20 pytest tests/faults` is the whole of it.
+
+`ALIGN_WHOLE=1 ALIGN_KILLS=20 pytest tests/faults` is the whole of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from align.runs import stable
+from tests.end_to_end.helpers import BY_COMMAND
 from tests.faults.child import ALGORITHMS, COMMON, typed, whole
 
 KILLS = int(os.environ.get("ALIGN_KILLS", "1"))
@@ -45,7 +47,7 @@ def disk(tmp_path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
-@pytest.mark.parametrize("algo", RUNS)
+@pytest.mark.parametrize("algo", [pytest.param(a, marks=BY_COMMAND) if a == "ppo learned" else a for a in RUNS])
 def test_a_run_goes_on_when_there_is_room_again(disk, tmp_path, algo):
     settings = (*COMMON, *RUNS[algo])
     code, said = typed(tmp_path / "said", *settings, f"run_dir={tmp_path}/whole/run", f"runs_root={tmp_path}/whole")

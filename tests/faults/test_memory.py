@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,10 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from align.runs import RunRecord, read, read_lines
-from tests.end_to_end.helpers import no_warmup
+from tests.end_to_end.helpers import BY_COMMAND, no_warmup
 from tests.faults.child import within
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-whole = pytest.mark.skipif("ALIGN_WHOLE" not in os.environ, reason="CI has no time for it; ALIGN_WHOLE=1")
 COMMON = ("steps=1", "probe.prompts=2", "probe.pairs=2", "algo.optimizer.eps=1e-3", "seed=3")
 LONG = {
     "dpo": (*no_warmup("dpo"), "data=jsonl", "data.max_completion_tokens=null", "reward.formula=none",
@@ -32,7 +30,7 @@ def pairs(path: Path) -> Path:
 
 
 @needs_proc
-@pytest.mark.parametrize("algo", ["dpo", pytest.param("grpo", marks=whole)])
+@pytest.mark.parametrize("algo", ["dpo", pytest.param("grpo", marks=BY_COMMAND)])
 def test_a_run_that_runs_out_of_memory_goes_on_in_smaller_passes(tmp_path, algo):
     settings = (*LONG[algo], *COMMON, *([f"data.path={pairs(tmp_path / 'pairs.jsonl')}"] if algo == "dpo" else []))
 

@@ -1,7 +1,7 @@
 """Told to end (SIGTERM), a run finishes its step, writes a checkpoint and ends; resume=true goes on from there.
 
-No checkpoint is due in these runs: the one that is found is that of the signal. `ALIGN_KILLS=20 pytest tests/faults` is
-the whole of it.
+No checkpoint is due in these runs: the one that is found is that of the signal.
+`ALIGN_WHOLE=1 ALIGN_KILLS=20 pytest tests/faults` is the whole of it.
 """
 
 from __future__ import annotations

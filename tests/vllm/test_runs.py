@@ -18,12 +18,11 @@ from align.refusals import ConfigError
 from align.runs import read, read_lines, stable
 from align.vllm_rollouts import RolloutError
 from align.vllm_server import OwnServer
-from tests.end_to_end.helpers import ROOT, TINY, execute, no_warmup, run
+from tests.end_to_end.helpers import BY_COMMAND, ROOT, TINY, execute, no_warmup, run
 from tests.vllm.rollouts import at
 
 SERVED = ("sampling=vllm", "sampling.max_new_tokens=8", "sampling.vllm.seconds=20", "algo.prompts_per_step=2",
           "algo.group_size=4", "algo.optimizer.lr=0.01")  # fmt: skip
-whole = pytest.mark.skipif("ALIGN_WHOLE" not in os.environ, reason="CI has no time for it; ALIGN_WHOLE=1")
 OWN = (*SERVED, f"sampling.vllm.python={sys.executable}")
 FAKE = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'vllm' / 'package'}"}
 
@@ -148,7 +147,7 @@ def test_a_server_that_cannot_start_is_reported_with_its_last_words(tmp_path):
         execute(tmp_path, *no_warmup("grpo"), *SERVED, "steps=1", f"sampling.vllm.python={tmp_path}/text")
 
 
-@whole
+@BY_COMMAND
 @pytest.mark.slow
 def test_two_processes_share_one_server_and_sample_what_one_does(tmp_path):
     settings = (*TINY, *no_warmup("grpo"), *OWN, "steps=2")
@@ -169,7 +168,7 @@ def test_two_processes_share_one_server_and_sample_what_one_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
-    [pytest.param(signal.SIGINT, marks=whole), pytest.param(signal.SIGTERM, marks=whole), signal.SIGKILL],
+    [pytest.param(signal.SIGINT, marks=BY_COMMAND), pytest.param(signal.SIGTERM, marks=BY_COMMAND), signal.SIGKILL],
 )
 def test_however_the_run_ends_so_does_its_server(tmp_path, number):
     command = [sys.executable, "-m", "align.run", *TINY, *no_warmup("grpo"), *OWN, "steps=100000",
