@@ -142,6 +142,8 @@ class ServedSampler:
                         server.unload(old, seconds)
         except ServerError as error:
             self.problems.append(str(error))
+            if isinstance(server, OwnServer):
+                server.settle()
             return False
         return True
 

@@ -47,6 +47,12 @@ class OwnServer(Server):
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def settle(self) -> None:
+        """A moment for a server that does not answer: what is killed is off the network before its process is gone."""
+        with suppress(subprocess.TimeoutExpired):
+            if self.process is not None:
+                self.process.wait(1.0)
+
     def begin(self) -> None:
         """Returns when it answers. Raises ConfigError: at the start it is the user's to repair."""
         try:
