@@ -32,7 +32,7 @@ from align.stopping import end_with
 from align.sweep import ending, missing_plugin
 
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
-# Raised alike on every process, before anything is trained: said once.
+# Raised alike on every process as a rule: said once.
 EVERYWHERE = ("ConfigError", "ModelError", "DataError", "RunError")
 USER_ERRORS = (*EVERYWHERE, "RewardError")
 
@@ -51,8 +51,7 @@ def entry(cfg: DictConfig) -> str | float:
     except Exception as error:  # an exit of our own, before Hydra prints one
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & set(USER_ERRORS):
-            silent = kinds & set(EVERYWHERE) and not MAIN_PROCESS
-            if silent:
+            if kinds & set(EVERYWHERE) and not MAIN_PROCESS:
                 time.sleep(30)  # torchrun kills the others when one has ended, also the one that was about to say why
             stop(str(error), 1)  # who is still there after that is the only one that knows
         notes = getattr(error, "__notes__", [])  # align/runs.py notes where the run directory has the traceback

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from itertools import zip_longest
@@ -221,7 +221,7 @@ class ServedSampler:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def in_turn(requests: Sequence[int] | Mapping[int, Request], ready: Sequence[Server]) -> list[tuple[int, Server]]:
+def in_turn(requests: Iterable[int], ready: Sequence[Server]) -> list[tuple[int, Server]]:
     """Each server a share of neighbours, asked in turn: with fewer threads than requests none waits for the others."""
     numbers, many = list(requests), len(ready)
     shares = [numbers[len(numbers) * k // many : len(numbers) * (k + 1) // many] for k in range(many)]

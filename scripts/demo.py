@@ -1,7 +1,7 @@
 """PPO, DPO and GRPO from the same start, on the same task, by the same ruler; ends with the page that compares them.
 
 What `make demo` runs: the embedded SmolLM2-135M learns one-digit sums, once from pairs of a right and a wrong answer,
-twice from its own samples and a verifier. Less than ten minutes on two CPU cores, less than 4 GB.
+twice from its own samples and a verifier. Less than ten minutes on two CPU cores with AMX, less than 4 GB.
 Overrides are passed on to all: `python scripts/demo.py steps=40 seed=1`.
 """
 

@@ -1,7 +1,7 @@
 """Which ways of fine-tuning are there, and what does LoRA lose against training all weights?
 
 The answer stands in docs/studies.md; writes studies/lora_vs_full: verdict, page, tables, figures.
-15 runs of five to eight minutes on two cores, in float32; all weights need 4.3 GB.
+15 runs of four to nine minutes on two cores, in float32; all weights need 4.3 GB.
 `python scripts/studies/lora_vs_full.py`
 """
 

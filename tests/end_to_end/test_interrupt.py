@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from align import compare
 from align import run as entry
-from align.runs import RunRecord, read, stable
+from align.runs import RunError, RunRecord, read, stable
 from tests.end_to_end import bad_rewards
 from tests.end_to_end.helpers import TINY, adapter_moved, execute, no_warmup
 
@@ -236,3 +236,10 @@ def test_a_run_stopped_between_two_micro_batches_does_not_stop_the_next_from_lea
     run = read(execute(tmp_path, "algo=grpo", "steps=2", "algo.optimizer.lr=0.01"))
     first, last = (row["kl/exact"] for row in run.phase("probe"))
     assert first == 0 and last > 0
+
+
+def test_processes_that_find_different_checkpoints_do_not_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("align.experiment.gather_object", lambda own: [*own, 20])
+    with pytest.raises(RunError, match=r"not every process finds the same checkpoint \(steps \[None, 20\]\)"):
+        execute(tmp_path, *no_warmup("sft"), "steps=1")
+    assert not list(tmp_path.glob("*/meta.json"))
