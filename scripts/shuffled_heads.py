@@ -28,8 +28,9 @@ from align.study import engine, rules, spec
 from align.study.__main__ import parse
 from align.study.engine import Task
 from align.study.heads import Ground, judge, lay
+from align.study.judged import unit
 from align.study.spec import Contrast
-from align.study.verdict import assemble, unit
+from align.study.verdict import assemble
 
 REPEATS, MOST, NO_MARGIN = 200, 0.08, 1e-9
 STRIDE = 1000  # between the label seeds of one repeat and of the next

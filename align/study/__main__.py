@@ -22,7 +22,7 @@ from align.report.metrics import kl_metric
 from align.report.text import complain, visible
 from align.run import USER_ERRORS
 from align.runs import RunError, write_text
-from align.study import ends, engine, exact, measured, page, panels, record, spec, values, verdict
+from align.study import ends, engine, exact, judged, measured, page, panels, record, spec, values, verdict
 from align.study.rules import Verdict
 from align.study.spec import Study
 
@@ -111,6 +111,8 @@ def _armed(study: Study, options: Options, out: Path) -> int:
     tier = options.tier or next(iter(study.tiers or {}))
     chosen = engine.plan(study, tier, _seeds(options.seeds), options.extra, Path(options.runs_root).expanduser())
     need(_whole(options.jobs) and int(options.jobs) > 0, "jobs", options.jobs, "must be a whole number above 0")
+    if other := record.decided(out, chosen):
+        raise ConfigError(f"out={options.out}: the study as declared, tier {other}, lies there; give this another out=")
     if study.kind == "measured":
         need(options.jobs == "1", "jobs", options.jobs, "the study is measured in this process; leave it out")
         _measured(chosen, out)
@@ -122,7 +124,7 @@ def _armed(study: Study, options: Options, out: Path) -> int:
         complain(f"{many} failed, so there is no verdict; the same command tries them again")
         return engine.worst(failed)
     paths = [path for task in tasks if (path := engine.finished(task))]
-    _conclude(chosen, verdict.read_arms(tasks, paths), out, None)
+    _conclude(chosen, verdict.read_arms(tasks, paths), out, measured.source(chosen))
     return 0
 
 
@@ -135,7 +137,7 @@ def _measured(chosen: engine.Plan, out: Path) -> None:
         _conclude(chosen, measured.measure(chosen, engine.expand(chosen)), out, source)
 
 
-def _conclude(chosen: engine.Plan, arms: verdict.Arms, out: Path, source: str | None) -> None:
+def _conclude(chosen: engine.Plan, arms: judged.Arms, out: Path, source: str) -> None:
     found = verdict.screened(chosen, verdict.examine(chosen.study, arms))
     text = record.of_arms(chosen, found, source)
     if not _same(out, text):
@@ -182,7 +184,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _say_of(study: Study, found: Verdict, out: Path, screen: bool) -> None:
     assert study.primary is not None
-    _say(found, page.sentence(found, verdict.metric_of(study.primary.metric)), out, screen)
+    _say(found, page.sentence(found, judged.metric_of(study.primary.metric)), out, screen)
 
 
 def _say(found: Verdict, sentence: str, out: Path, screen: bool = False) -> None:

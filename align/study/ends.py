@@ -15,8 +15,9 @@ from align.report.figures import INK, PAPER, QUIET
 from align.report.metrics import Metric
 from align.report.stats import Estimate, at_step
 from align.report.text import visible
+from align.study.judged import metric_of
 from align.study.spec import Study
-from align.study.verdict import Found, metric_of
+from align.study.verdict import Found
 
 WIDTH, ROW, AROUND = 5.2, 0.24, 1.15  # inches: of the figure, of an arm, of what stands above and below the arms
 SEED_OFFSET = -0.27  # of an arm's row: seeds stand above its mean

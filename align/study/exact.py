@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import math
@@ -13,12 +12,10 @@ from typing import Any
 
 from align.exact import Figure
 from align.refusals import ConfigError
-from align.study import rules
+from align.study import measured, rules
 from align.study.record import as_csv, as_json
 from align.study.rules import Verdict
 from align.study.spec import Study
-
-PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,8 @@ class Computed:
 
 
 def source(study: Study) -> str:
-    """Hash of the study, its module and the functions that it is about. Equal hash, equal verdict.json."""
+    """Hash of the study, its module, this package and conf: what it is about may lie anywhere in them. Equal hash,
+    equal verdict.json."""
     assert study.module is not None
     try:
         found = importlib.util.find_spec(study.module)
@@ -44,8 +42,7 @@ def source(study: Study) -> str:
         found = None
     if found is None or found.origin is None:
         raise ConfigError(f"module={study.module}: there is no such module")
-    files = [Path(found.origin), *sorted((PACKAGE / "maths").glob("*.py")), *sorted((PACKAGE / "study").glob("*.py"))]
-    return hashlib.sha256(b"".join([repr(study).encode(), *(file.read_bytes() for file in files)])).hexdigest()
+    return measured.digest(repr(study), [Path(found.origin)])
 
 
 def compute(study: Study) -> Computed:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.report.metrics import Metric
-from align.study.verdict import Judged
+from align.study.judged import Judged
 
 APART = 14.0  # per cent of the width between two numbers of the axis: a telephone's has room for no more
 

@@ -22,7 +22,8 @@ from align.runs import RunRecord
 from align.schema import Experiment
 from align.stages import obtain_pool
 from align.study.engine import Task
-from align.study.verdict import Arms, assemble
+from align.study.judged import Arms
+from align.study.verdict import assemble
 from reward_models import heads
 from reward_models.annotator import Answer, GoldScale, fit_scale
 from reward_models.heads import Array

@@ -31,7 +31,7 @@ from align.stages import answered, stages_root
 from align.study.engine import Task
 from align.study.ground import Taught, as_run, by_depth, each, start, teach
 from align.study.head_settings import Heads
-from align.study.verdict import Arms
+from align.study.judged import Arms
 from reward_models import heads
 from reward_models.annotator import Answer, GoldScale, gold
 from reward_models.heads import Array

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 from align.run import CONF
 from align.study.engine import Plan, Task
+from align.study.judged import Arms
 from align.study.spec import STUDIES
-from align.study.verdict import Arms
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -24,10 +25,15 @@ def source(chosen: Plan) -> str:
     the same name are not noticed.
     """
     asked = json.dumps([repr(chosen.study), chosen.tier, chosen.seeds, chosen.extra])
-    code = [*PACKAGE.rglob("*.py"), *PACKAGE.with_name("reward_models").rglob("*.py"), *(PACKAGE / "assets").iterdir()]
+    return digest(asked, [*PACKAGE.with_name("reward_models").rglob("*.py"), *(PACKAGE / "assets").iterdir()])
+
+
+def digest(asked: str, more: Iterable[Path] = ()) -> str:
+    """Hash of what was asked, this package with its pages' templates, conf, these files, and torch's version."""
+    code = [file for kind in ("*.py", "*.j2", "*.css") for file in PACKAGE.rglob(kind)]
     conf = [file for file in CONF.rglob("*.yaml") if not file.is_relative_to(STUDIES)]  # of them, the study is `asked`
-    files = [file.read_bytes() for file in sorted([*code, *conf])]
-    return hashlib.sha256(b"".join([asked.encode(), *files])).hexdigest()
+    files = [file.read_bytes() for file in sorted({*code, *conf, *more})]
+    return hashlib.sha256(b"".join([asked.encode(), version("torch").encode(), *files])).hexdigest()
 
 
 def measure(chosen: Plan, tasks: Sequence[Task]) -> Arms:

@@ -22,10 +22,11 @@ from align.study.ends import Ends
 from align.study.engine import Plan
 from align.study.exact import Computed
 from align.study.forest import forest
+from align.study.judged import Judged, metric_of
 from align.study.rules import Verdict
 from align.study.settings import MODULES
 from align.study.spec import Contrast, Study
-from align.study.verdict import Found, Judged, metric_of
+from align.study.verdict import Found
 
 HERE = Path(__file__).parent
 # A word and a sign for each outcome: colour alone says nothing to some readers.
@@ -38,7 +39,7 @@ MEANINGS = {
     rules.INVALID: "What was declared as a condition did not hold, so the numbers below decide nothing.",
 }
 RULES = {
-    "effect": "the 95 % interval of the paired difference over seeds and prompts leaves out 0, the difference is at "
+    "effect": "the 95 % interval of the paired difference leaves out 0, the difference is at "
     "least the margin, and all seeds agree in sign",
     "equivalence": "the 90 % interval of the paired difference lies inside the margin on both sides",
     "dose": "the rank correlation over all levels has p below 0.05 in a permutation test, and the first and last level "
@@ -46,6 +47,8 @@ RULES = {
     "peak": "an interior best level, chosen on half of the prompts, is better than the last one on the other half, and "
     "a parabola fits better than any monotone curve tried",
 }
+# of a metric that has no value per prompt: other held-out prompts would have moved it too
+ALONE = "over seeds alone"
 TOLD = ("length/mean", "length/truncated", "reward/gold", "kl/exact", "policy/entropy", "text/distinct2", "text/rep3",
         "reward/proxy", "kl/bound", "rm/gold_accuracy", "rm/policy_accuracy", "rm/policy_drop", "bon/a",
         "bon/b", "bench/chat_hard", "bench/refusal", "bench/arithmetic", "bench/ties")  # fmt: skip
@@ -124,6 +127,7 @@ def sentence(verdict: Verdict, metric: Metric) -> str:
     interval = metric.interval(verdict.low, verdict.high)
     parts = [f"{metric.show(verdict.effect, sign=True)}{unit}{f' {interval}' if interval else ''}"]
     parts += [f"{verdict.agree} of {verdict.seeds} seeds have that sign"] if verdict.seeds > 1 else ["one seed"]
+    parts += [ALONE] if verdict.low is not None and not verdict.prompts else []
     parts += [f"p {_p(verdict.p)}"] if verdict.p is not None else []
     parts += [f"margin {metric.show(verdict.margin)}"] if verdict.margin is not None else []
     return ", ".join(parts)

@@ -16,36 +16,46 @@ from scipy.special import stdtrit
 from align.report.inference import Difference, Values
 
 MOST_SEEDS, MOST_DOUBLINGS = 50, 6
+Observed = Values | Mapping[str, float]
 
 
-def would_settle(
-    a: Values | Mapping[str, float], b: Values | Mapping[str, float], found: Difference, margin: float
-) -> str:
-    """Standard error, the least effect that would have been decided, and what would decide one as large as seen."""
+def would_settle(a: Observed, b: Observed, found: Difference, margin: float, agree: int) -> str:
+    """Standard error, the least effect that would have been decided, and what would decide one as large as seen: its
+    interval would then leave out 0, or of a small effect lie inside the margin, in every second repetition."""
     assert found.low is not None and found.high is not None
+    small, split = abs(found.mean) < margin, agree < found.seeds
     least = max((found.high - found.low) / 2, margin)
-    seeds, prompts = _variances(a, b, found)
-    error = math.sqrt(seeds / found.seeds + prompts / max(1, found.prompts))
-    said = f"standard error {error:.3g}; an effect of {least:.3g} would have been decided"
-    return f"{said}; {_plan(seeds, prompts, found, margin)}"
-
-
-def _plan(seeds: float, prompts: float, found: Difference, margin: float) -> str:
-    """The fewest prompts, then seeds, whose interval leaves out 0 (or, of a small effect, lies inside the margin)."""
-    small = abs(found.mean) < margin
+    decided = "" if split else f"; an effect of {least:.3g} would have been decided"
+    if split and not small:
+        return f"{_error(a, b, found)}; seeds must agree in sign, which more of them beside these cannot mend"
     room, level = (margin - abs(found.mean), 0.95) if small else (abs(found.mean), 0.975)
     what = "to call it none" if small else "to decide an effect as large as seen"
+    return f"{_error(a, b, found)}{decided}; {_plan(*_variances(a, b, found), found, room, level, what)}"
+
+
+def would_exclude(a: Observed, b: Observed, found: Difference, margin: float) -> str:
+    """The same for a loss of the margin, which is looked for on one side only."""
+    gained = found.mean + margin  # from the loss that is to be excluded
+    what = "to exclude it" if gained > 0 else "to show a larger one"
+    return f"{_error(a, b, found)}; {_plan(*_variances(a, b, found), found, abs(gained), 0.95, what)}"
+
+
+def _error(a: Observed, b: Observed, found: Difference) -> str:
+    seeds, prompts = _variances(a, b, found)
+    return f"standard error {math.sqrt(seeds / found.seeds + prompts / max(1, found.prompts)):.3g}"
+
+
+def _plan(seeds: float, prompts: float, found: Difference, room: float, level: float, what: str) -> str:
+    """The fewest prompts, then seeds, whose interval is no wider on one side than `room`."""
     for doubling in range(MOST_DOUBLINGS + 1 if found.prompts else 1):
         X = max(1, found.prompts) * 2**doubling
         for S in range(max(2, found.seeds), MOST_SEEDS + 1):
             if stdtrit(S - 1, level) * math.sqrt(seeds / S + prompts / X) < room:
-                return f"about {S} seeds{f' on {X} prompts' if found.prompts else ''} {what}"
+                return f"about {S} seeds{f' on {X} prompts' if found.prompts else ''} {what} (even odds)"
     return f"more than {MOST_SEEDS} seeds {what}"
 
 
-def _variances(
-    a: Values | Mapping[str, float], b: Values | Mapping[str, float], found: Difference
-) -> tuple[float, float]:
+def _variances(a: Observed, b: Observed, found: Difference) -> tuple[float, float]:
     """(variance of the seeds' means, variance of the prompts' own) of the paired differences."""
     common = [seed for seed in a if seed in b]
     if not found.prompts or not found.paired or len(common) < 2:

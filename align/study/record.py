@@ -15,9 +15,10 @@ import align
 from align.report.arms import Arm
 from align.report.stats import at_step
 from align.study.engine import Plan
+from align.study.judged import Judged
 from align.study.rules import OUTCOMES, Verdict
 from align.study.spec import Study
-from align.study.verdict import Found, Judged
+from align.study.verdict import Found
 
 # What is told of every arm at its end, beside the study's own metrics.
 TOLD = ("length/mean", "length/truncated", "reward/gold", "reward/proxy", "kl/exact", "kl/bound", "text/rep3",
@@ -27,11 +28,10 @@ TOLD = ("length/mean", "length/truncated", "reward/gold", "reward/proxy", "kl/ex
 DIGITS = 10  # the last ones depend on the order in which a machine adds
 
 
-def of_arms(chosen: Plan, found: Found, source: str | None) -> str:
-    """`source`: of a measured study."""
+def of_arms(chosen: Plan, found: Found, source: str) -> str:
+    """`source`: hash of what was asked and of the code (align/study/measured.py): other code writes another page."""
     about = {"as_declared": chosen.as_declared, "tier": chosen.tier, "overrides": chosen.changes}
-    about |= {"seeds_run": list(chosen.seeds), "screen": found.screen}
-    about |= {} if source is None else {"source": source}
+    about |= {"seeds_run": list(chosen.seeds), "screen": found.screen, "source": source}
     return as_json(chosen.study, found.verdict, about | _details(found))
 
 
@@ -54,6 +54,16 @@ def standing(out: Path, study: Study, source: str) -> tuple[Verdict, bool] | Non
         if not (same and whole and found["outcome"] in OUTCOMES and (out / "index.html").is_file()):
             return None
         return Verdict(**found), kept.get("screen", False) is True
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def decided(out: Path, chosen: Plan) -> str | None:
+    """The tier whose verdict, as declared, a trial or another tier would overwrite."""
+    try:
+        kept = json.loads((out / "verdict.json").read_text("utf-8"))
+        stands = kept["as_declared"] is True and kept["declared"] == chosen.study.declared
+        return str(kept["tier"]) if stands and (kept["tier"] != chosen.tier or not chosen.as_declared) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -33,7 +33,7 @@ from align.study import heads
 from align.study.engine import Task
 from align.study.ground import as_run, by_depth, each, start
 from align.study.head_settings import Refreshed
-from align.study.verdict import Arms
+from align.study.judged import Arms
 from reward_models import heads as fits
 from reward_models.annotator import Answer
 from reward_models.heads import Array

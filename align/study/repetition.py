@@ -30,8 +30,9 @@ from align.report.arms import SeedRun
 from align.seeds import derive
 from align.study.engine import Task
 from align.study.ground import as_run, start
+from align.study.judged import Arms
 from align.study.settings import Repetition
-from align.study.verdict import Arms, assemble
+from align.study.verdict import assemble
 from reward_models.verifiers import ends_cleanly, one_sentence
 
 TOKENS = 2048  # of one scoring pass; bounds memory, changes nothing

@@ -33,8 +33,8 @@ from align.schema import ArithmeticData
 from align.stages import stages_root
 from align.study.engine import Task
 from align.study.ground import Taught, as_run, each, start, teach
+from align.study.judged import Arms
 from align.study.settings import Bench
-from align.study.verdict import Arms
 from reward_models import heads
 from reward_models.annotator import gold
 from reward_models.bench import bench

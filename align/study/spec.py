@@ -194,6 +194,8 @@ def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
     arms = [name for name, role in roles.items() if role == "arm"]
     need(("cure" in raw) == bool(raw.get("mitigations")), "cure", raw.get("cure"),
          "declares when a mitigation works: give it exactly where there are mitigations")  # fmt: skip
+    need(raw["primary"].get("rule") != "equivalence" or not raw.get("controls"), "controls", [*raw.get("controls", {})],
+         "a claim of equality has no negative control: leave them out")  # fmt: skip
     tiers = {
         name: values.overrides(own, f"tiers.{name}") for name, own in values.mapping(raw["tiers"], "tiers").items()
     }

@@ -11,8 +11,9 @@ import yaml
 from align.report.arms import load
 from align.runs import Run
 from align.study import spec
+from align.study.judged import Arms
 from align.study.spec import Study
-from align.study.verdict import Arms, assemble
+from align.study.verdict import assemble
 from tests.runs.fake_runs import config
 
 PROMPTS, SAMPLES = 12, 2

@@ -16,7 +16,7 @@ from align.maths.best_of_n import kl_bound
 from align.refusals import ConfigError
 from align.runs import RunRecord
 from align.study import __main__ as cli
-from align.study import engine, heads, measured, settings, spec, verdict
+from align.study import engine, heads, judged, settings, spec, verdict
 from align.study.ground import Taught
 from align.study.heads import Ground, Judged
 from align.study.rules import CONFIRMED, INVALID
@@ -232,10 +232,10 @@ def test_averaged_weights_of_members_give_the_mean_of_their_rewards(on_made_up, 
 def test_a_peak_along_the_steps_stands_at_the_root_of_their_kl(on_made_up, tmp_path):
     primary = {"metric": "reward/gold", "rule": "peak", "high": "clean", "along": "kl/bound", "margin": 0.1}
     found = found_of(tmp_path, primary=primary)
-    levels = verdict._steps(found.arms["clean"], found.primary.metric, "kl/bound")
+    levels = judged._steps(found.arms["clean"], found.primary.metric, "kl/bound")
     assert list(levels) == pytest.approx([math.sqrt(kl_bound(n)) for n in (1, 2, 4)])
     assert found.verdict.outcome == "REVERSED"  # by a reward that knows gold, gold only rises
-    assert (found.primary.high, found.primary.low) == ("clean", verdict.BEST)
+    assert (found.primary.high, found.primary.low) == ("clean", judged.BEST)
     with pytest.raises(ConfigError, match="along=kl/none: arm clean does not measure it at every step"):
         found_of(tmp_path, primary=primary | {"along": "kl/none"})
 
@@ -257,36 +257,11 @@ def test_the_command_writes_page_and_verdict(on_made_up, tmp_path, capsys):
     assert "frontier-gold" in page and "rm/gold_accuracy" in page and "align.compare" not in page
     assert cli.main([*arguments, "jobs=2"]) == 1 and "the study is measured in this process" in capsys.readouterr().err
     assert cli.main([*arguments, "heads.rank=7"]) == 1
+    assert "the study as declared, tier cpu, lies there; give this another out=" in capsys.readouterr().err
+    assert (tmp_path / "out/made_up/verdict.json").read_bytes() == kept
+    arguments[1] = f"out={tmp_path}/tried"
+    assert cli.main([*arguments, "heads.rank=7"]) == 1
     assert capsys.readouterr().err == "error: rank=7: 2352 answers vary in 6 directions only; lower the rank\n"
-
-
-def test_what_is_measured_is_not_measured_again_until_something_of_it_changes(tmp_path, monkeypatch, capsys):
-    calls = []
-    monkeypatch.setattr(heads, "lay", lambda tasks: calls.append(len(tasks)) or made_up(tasks))
-    monkeypatch.setattr(engine, "expand", lambda chosen, whole=engine.expand: calls.append("expanded") or whole(chosen))
-    few = STUDY | {"seeds": [0, 1, 2]}
-    studies = {name: few | {"tiers": {"cpu": ["probe.prompts=30"], "gpu": [f"probe.prompts={many}"]}}
-               for name, many in (("one", 20), ("two", 25))}  # fmt: skip
-
-    def run(*more: str, study: str = "one") -> tuple[dict[Path, tuple[int, bytes]], str]:
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(studies[study], allow_unicode=True), encoding="utf-8")
-        calls.clear()
-        assert cli.main([f"study={tmp_path}/mine.yaml", f"out={tmp_path}/out", f"runs_root={tmp_path}/r", *more]) == 0
-        files = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in (tmp_path / "out").rglob("*.*")}
-        return files, capsys.readouterr().out
-
-    first = run()
-    assert calls == ["expanded", 9]
-    assert run() == first and calls == []  # nothing is composed, measured or written, and the same is said
-    for more in (["heads.ridge=2"], ["seeds=0,1"]):
-        assert run(*more) != first and calls[0] == "expanded", more
-    assert run("tier=gpu") and calls and run("tier=gpu", study="two") and calls and run("tier=gpu", study="two")
-    assert calls == []
-    (tmp_path / "out/made_up/verdict.json").write_text("{")
-    assert run("tier=gpu", study="two") and calls == ["expanded", 9]
-    monkeypatch.setattr(measured, "PACKAGE", tmp_path / "align")  # other code
-    (tmp_path / "align/assets").mkdir(parents=True)
-    assert run("tier=gpu", study="two") and calls
 
 
 def test_arms_that_would_be_judged_on_other_answers_are_refused(tmp_path):

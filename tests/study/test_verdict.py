@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -12,8 +13,10 @@ from align.report.arms import load
 from align.study import __main__ as cli
 from align.study import page, record
 from align.study.engine import Plan
+from align.study.judged import KNOWN, unit
 from align.study.rules import CONFIRMED, EQUIVALENT, INCONCLUSIVE, INVALID, REVERSED
-from align.study.verdict import KNOWN, Found, assemble, examine, screened, unit
+from align.study.spec import Contrast
+from align.study.verdict import Found, assemble, examine, in_place, screened
 from tests.study.fakes import ENDS, TRAINED, arms_of, study_of
 
 
@@ -79,6 +82,66 @@ def test_a_gate_that_nothing_measured_is_a_failed_gate(tmp_path):
     assert found.verdict.outcome == INVALID and "gate text/rep9 of arm plain: not measured" in found.verdict.reason
 
 
+def lose(root, study, run, key):
+    """A run's last probe without a number that the others have."""
+    file = root / run / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    last = max(i for i, row in enumerate(rows) if key in row)
+    rows[last][key] = None
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return assemble({arm: load([root / f"{arm}-{s}" for s in study.seeds["cpu"]]) for arm in study.roles})
+
+
+def test_a_seed_whose_metric_is_not_finite_makes_it_invalid_and_is_named(tmp_path):
+    study = study_of()
+    arms_of(tmp_path, study)
+    found = examine(study, lose(tmp_path, study, "treated-3", "length/mean"))
+    assert found.verdict.outcome == INVALID
+    assert found.verdict.reason == "length/mean of arm treated has no finite value in seed 3"
+
+
+def test_a_gate_needs_every_seed(tmp_path):
+    study = study_of()
+    arms_of(tmp_path, study)
+    found = examine(study, lose(tmp_path, study, "plain-1", "kl/exact"))
+    assert found.verdict.outcome == INVALID and "gate kl/exact of arm plain: not measured" in found.verdict.reason
+
+
+GAIN = {"metric": "reward/gold", "rule": "effect", "high": "treated", "low": "start", "direction": 1, "margin": 0.5}
+
+
+def test_of_an_invalid_study_nothing_is_decided(tmp_path):
+    found = found_of(tmp_path, ENDS | {"treated": (60.0, 1.0, 0.25)}, secondary={"gain": GAIN})
+    assert found.secondary[0].verdict.outcome == INCONCLUSIVE
+    assert found.secondary[0].verdict.reason.startswith("the study is INVALID: CONFIRMED was seen with 5 seeds")
+    assert [one.works for one in found.cured] == [None, None]
+
+
+def test_against_a_claim_there_is_nothing_to_cure(tmp_path):
+    found = found_of(tmp_path, ENDS | {"treated": (30.0, 1.0, 2.0)})
+    assert found.verdict.outcome == REVERSED and [one.works for one in found.cured] == [None, None]
+
+
+def test_a_mitigation_is_judged_by_the_effect_of_its_own_seeds(tmp_path):
+    """Seeds 3 and 4 are treated less, and the mitigations have only the first three."""
+    study = study_of(beside={"cpu": 3})
+    arms = {name: [run for run in arm.seeds if arm.label not in ("cured", "costly") or run.seed < 3]
+            for name, arm in arms_of(tmp_path / "a", study).items()}  # fmt: skip
+    weak = arms_of(tmp_path / "b", study, ENDS | {"treated": (50.0, 1.0, 2.0)})["treated"].seeds
+    arms["treated"] = [*arms["treated"][:3], *weak[3:]]
+    found = examine(study, assemble(arms))
+    assert found.primary.verdict.effect == pytest.approx((19.75 + 20 + 20.25 + 9.75 + 10) / 5)
+    assert found.cured[0].removed == pytest.approx(18 / 20)  # 60 - 42 of 60 - 40, not of the mean of all five
+
+
+def test_the_control_of_a_peak_is_judged_as_a_peak(found):
+    primary = Contrast("reward/gold", "peak", 0.1, "absolute", None, "treated", "start", {}, None, "kl/exact")
+    assert in_place(primary, "placebo") == replace(primary, high="placebo")
+    levels = {"plain": 0.0, "cured": 1.0, "treated": 2.0}
+    over = Contrast("reward/gold", "peak", 0.1, "absolute", None, None, None, levels)
+    assert in_place(over, "placebo").levels == {"plain": 0.0, "cured": 1.0, "placebo": 2.0}
+
+
 def test_a_pool_whose_gate_failed_makes_it_invalid_and_other_notes_of_the_data_do_not(tmp_path):
     study = study_of()
     arms_of(tmp_path, study)
@@ -119,15 +182,17 @@ def test_what_a_screen_sees_with_three_seeds_is_told_and_is_no_verdict(tmp_path,
     assert found.verdict.outcome == INCONCLUSIVE and found.screen
     assert found.verdict.reason.startswith(f"screen: {seen} was seen with 3 seeds (")
     assert found.verdict.reason.endswith("what decides the claim is tier gpu")
-    assert found.primary.verdict.outcome == seen  # the contrast is still there to be read
-    kept = json.loads(record.of_arms(chosen, found, None))
-    assert (kept["outcome"], kept["screen"], kept["primary"]["outcome"]) == (INCONCLUSIVE, True, seen)
+    assert found.primary.verdict.outcome == INCONCLUSIVE
+    assert found.primary.verdict.reason.startswith(f"screen: {seen} was seen with 3 seeds (")  # still there to be read
+    assert [one.works for one in found.cured] == [None, None]
+    kept = json.loads(record.of_arms(chosen, found, "code"))
+    assert (kept["outcome"], kept["screen"], kept["primary"]["outcome"]) == (INCONCLUSIVE, True, INCONCLUSIVE)
 
 
 def test_with_the_full_protocol_a_screen_decides(tmp_path):
     chosen, found = screened_of(tmp_path, range(5))
     assert found.verdict.outcome == CONFIRMED and not found.screen
-    assert json.loads(record.of_arms(chosen, found, None))["screen"] is False
+    assert json.loads(record.of_arms(chosen, found, "code"))["screen"] is False
 
 
 @pytest.mark.parametrize("changes", [{"tier": "gpu"}, {"screen": ["gpu"]}])
@@ -178,7 +243,7 @@ def plan_of(study, tmp_path) -> Plan:
 
 def test_the_same_runs_elsewhere_give_the_same_bytes_without_time_or_path(tmp_path):
     study = study_of()
-    texts = [record.of_arms(plan_of(study, root), examine(study, arms_of(root, study)), None)
+    texts = [record.of_arms(plan_of(study, root), examine(study, arms_of(root, study)), "code")
              for root in (tmp_path / "a", tmp_path / "b")]  # fmt: skip
     assert texts[0] == texts[1] and str(tmp_path) not in texts[0] and "seconds" not in texts[0]
     kept = json.loads(texts[0])
