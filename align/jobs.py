@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from align.config import ConfigError, check
 from align.locks import held
 from align.places import Place, place
+from align.report.text import visible
 from align.runs import RunError, read, write_text
 from align.schema import Experiment
 from align.stopping import Terminated
@@ -101,7 +102,9 @@ def run_job(cfg: DictConfig) -> float | int:
             job = job.ended(1, str(error))
     record(folder, replace(job, seconds=round(time.monotonic() - started, 3)))
     if job.exit_code:
-        print(f"== job {job.number + 1} failed ({job.exit_code}): {job.error}", file=sys.stderr, flush=True)
+        print(
+            f"== job {job.number + 1} failed ({job.exit_code}): {visible(str(job.error))}", file=sys.stderr, flush=True
+        )
     if job.exit_code and objective is not None:
         raise JobError(f"job {job.number + 1} ended with exit code {job.exit_code}: {job.error}")
     return value

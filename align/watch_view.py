@@ -101,7 +101,8 @@ def _error(run: Watched) -> list[RenderableType]:
     if run.state != "failed":
         return []
     lines = _last_lines(log) or [run.error]
-    return [*(_line(Text(one_line(line), "red")) for line in lines), Text(f"traceback: {log}", "dim", overflow="fold")]
+    where = Text(f"traceback: {one_line(str(log))}", "dim", overflow="fold")
+    return [*(_line(Text(one_line(line), "red")) for line in lines), where]
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -21,15 +21,7 @@ BEST_OF_N, TEMPERED = "best_of_n", "tempered"
 # Differences are told in this order, the science first; then the rest; last what changes speed and rounding alone.
 SCIENCE = ("algo.name", "algo.kind", "model.name", "data.name", "reward.formula", "algo.", "reward.", "data.", "model.",
            "sampling.", "steps", "probe.")  # fmt: skip
-CIRCUMSTANCES = (
-    "algo.micro_batch",
-    "algo.micro_batch_tokens",
-    "algo.critic.micro_batch",
-    "sampling.rows",
-    "guard.",
-    "device",
-    "dtype",
-)
+SPEED_ALONE = ("algo.micro_batch", "sampling.rows", "guard.", "device", "dtype")
 ABSENT = object()  # what `differing` compares a missing key as: not the same as null
 LABEL_PARTS = 2  # more only where arms would share a name
 
@@ -123,7 +115,8 @@ def group(seed_runs: Sequence[SeedRun]) -> tuple[list[Arm], list[SeedRun]]:
     by_config: dict[str, dict[str, SeedRun]] = {}
     left_out = []
     for run in seed_runs:
-        seeds = by_config.setdefault(json.dumps(_experiment(run), sort_keys=True, default=str), {})
+        given = {key: value for key, value in _experiment(run).items() if value is not None}  # as in config_hash
+        seeds = by_config.setdefault(json.dumps(given, sort_keys=True, default=str), {})
         rival = seeds.get(str(run.seed))
         if rival is not None:
             run, worse = (rival, run) if _progress(rival) > _progress(run) else (run, rival)
@@ -175,7 +168,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _rank(key: str) -> int:
-    if key.startswith(CIRCUMSTANCES):
+    if key.startswith(SPEED_ALONE):
         return len(SCIENCE) + 1
     return next((rank for rank, start in enumerate(SCIENCE) if key.startswith(start)), len(SCIENCE))
 
@@ -183,7 +176,8 @@ def _rank(key: str) -> int:
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested config -> {"algo.kl.coef": 0.04, ...}. Lists and empty mappings are values."""
     flat: dict[str, Any] = {}
-    for key, value in config.items():
+    for raw, value in config.items():
+        key = one_line(str(raw))  # of a file that anybody may have written; it stands in tables and figures
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
@@ -191,8 +185,14 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def experiment(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config says which experiment it is, flat; its circumstances are left out, groups of them whole."""
+    flat = flatten(config).items()
+    return {k: v for k, v in flat if not any(k == left or k.startswith(f"{left}.") for left in NOT_THE_EXPERIMENT)}
+
+
 def _experiment(run: SeedRun) -> dict[str, Any]:
-    return {key: value for key, value in flatten(run.record.config).items() if key not in NOT_THE_EXPERIMENT}
+    return experiment(run.record.config)
 
 
 def _progress(run: SeedRun) -> int:
@@ -207,13 +207,8 @@ def _join(words: Sequence[str], limit: int) -> str:
 def _load(path: Path) -> SeedRun:
     try:
         record = runs.read(path, samples=True)
-    except runs.RunError:
-        raise
     except OSError as error:  # a folder without permission
         raise runs.RunError(f"{path} is damaged: {error}") from error
-    for name, value in (("config.yaml", record.config), ("meta.json", record.meta)):
-        if not isinstance(value, Mapping):
-            raise runs.RunError(f"{path} is damaged: {name} holds no mapping")
     probes = {}
     for row in record.phase("probe"):
         if not isinstance(row.get("step"), int):

@@ -10,7 +10,14 @@ from align.report.text import config_value, listing, visible
 from align.runs import VOLATILE
 
 KEYS_SHOWN = 4
-NOT_THE_PROBES = ("probe.every", *(f"sampling.{key}" for key in ("temperature", "top_k", "top_p", "min_p")))
+NOT_THE_PROBES = ("probe.every", *(f"sampling.{key}" for key in ("temperature", "top_k", "top_p", "min_p", "vllm",
+                  "importance")))  # fmt: skip
+# Log-probabilities of the policy less those of the reference: all 0 in truth at step 0. A policy whose head is trained
+# is scored by another sum than its frozen reference; the two differ by 1e-5 nats per token in float32 (docs/log.md).
+_PAIRS = [f"pref/{pairs}{key}" for pairs in ("", "train_") for key in ("margin", "chosen_logprob", "rejected_logprob")]
+OF_BOTH = ("kl/", *_PAIRS)
+SIGN_OF_BOTH = ("pref/accuracy", "pref/train_accuracy")  # the share of margins above 0, ties a half: of rounding, noise
+NATS_PER_TOKEN = 2e-5
 Members = list[tuple[Arm, SeedRun]]
 
 
@@ -53,11 +60,11 @@ def unequal_step_zero(arms: Sequence[Arm]) -> list[str]:
         differ = {key: values for key in _probe_keys(members) if len(values := _values_at_zero(members, key)) > 1}
         if differ:
             key, values = next(iter(differ.items()))
-            others = [other for other in differ if other != key]
+            others = [visible(other) for other in differ if other != key]
             also = f" {_few(others)} also differ{'s' if len(others) == 1 else ''}." if others else ""
             found.append(
                 "The arms share start, data and probe but are not equal at step 0: "
-                f"{key} is {_who_has_what(values)}.{also} Something changed before the first update."
+                f"{visible(key)} is {_who_has_what(values)}.{also} Something changed before the first update."
             )
     more = f" {len(found) - 1} more seed{'s are' if len(found) > 2 else ' is'} unequal too." if len(found) > 1 else ""
     return [f"{found[0]}{more}"] if found else []
@@ -71,14 +78,18 @@ def _fingerprints(run: SeedRun) -> list[Any] | None:
 def _ruler(run: SeedRun) -> dict[str, Any]:
     """What the probe's numbers depend on beside the policy. It samples at temperature 1, nothing cut off."""
     flat = flatten({"probe": run.record.config.get("probe"), "sampling": run.record.config.get("sampling")})
-    return {key: value for key, value in flat.items() if key not in NOT_THE_PROBES}
+    return {
+        key: value for key, value in flat.items()
+        if value is not None and not any(key == left or key.startswith(f"{left}.") for left in NOT_THE_PROBES)
+    }  # fmt: skip
 
 
 def _unequal_rulers(arms: Sequence[Arm]) -> list[str]:
     found = []
     if len(_holders(_members(arms), _ruler)) > 1:
         keys = differing([_ruler(run) for _, run in _members(arms)])
-        found.append(f"The runs were not measured in the same way: {_few(keys)} differ{'s' if len(keys) == 1 else ''}.")
+        verb = "differs" if len(keys) == 1 else "differ"
+        found.append(f"The runs were not measured in the same way: {_few(keys)} {verb}.")
     rewarded = [(arm, run) for arm, run in _members(arms) if arm.logs("reward/proxy")]
     if len(_holders(rewarded, lambda run: run.record.config.get("reward"))) > 1:
         found.append("The reward config differs between the arms: their proxy rewards are not the same quantity.")
@@ -109,20 +120,32 @@ def _unfinished(arms: Sequence[Arm], left_out: Sequence[SeedRun]) -> list[str]:
 
 def _probe_keys(members: Members) -> list[str]:
     keys = dict.fromkeys(key for _, run in members for key in run.probes[0])
-    return [key for key in keys if "/" in key and not key.startswith(VOLATILE)]  # without "/": counters
+    left = (*VOLATILE, *SIGN_OF_BOTH)
+    return [key for key in keys if "/" in key and not key.startswith(left)]  # without "/": counters
 
 
 def _values_at_zero(members: Members, key: str) -> dict[str, Members]:
-    """Value -> who logged it at step 0; compared exactly, for the same weights must give the same numbers.
+    """Value -> who logged it at step 0; to ten digits, for the same weights must give the same numbers.
 
-    Runs of another reward than the first run's are set aside for the keys that are made of that reward.
+    Runs of another reward than the first run's are set aside for the keys that are made of that reward. Of what is 0 in
+    truth all values are one as long as they are no further apart than rounding.
     """
     of_reward = key.startswith("reward/") and key != "reward/gold"
     first = next(run.record.config.get("reward") for _, run in members if key in run.probes[0])
     logged = [(arm, run) for arm, run in members if key in run.probes[0]]
     if of_reward:
         logged = [(arm, run) for arm, run in logged if run.record.config.get("reward") == first]
+    if key.startswith(OF_BOTH) and _rounding(logged, key):
+        return {}
     return _holders(logged, lambda run: run.probes[0][key])
+
+
+def _rounding(logged: Members, key: str) -> bool:
+    values = [run.probes[0][key] for _, run in logged]
+    tokens = logged[0][1].record.config.get("sampling", {}).get("max_new_tokens")
+    if not all(isinstance(value, int | float) for value in (*values, tokens)):
+        return False
+    return bool(max(values) - min(values) <= NATS_PER_TOKEN * tokens)
 
 
 def _members(arms: Sequence[Arm]) -> Members:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from align.report import matched
 from align.report.arms import TEMPERED, Arm, SeedRun
 from align.report.claims import Claim, judged
+from align.report.csvs import as_csv
 from align.report.inference import seed_difference
 from align.report.metrics import GOLD, LENGTH, PROXY, SAMPLED, TOKENS, Metric, kl_of, same_reward
 from align.report.stats import Estimate, t_interval
 
+COLUMNS = ("axis", "level", "arm", "metric", "mean", "low", "high", "seeds", "arm reaches", "against", "difference",
+           "difference low", "difference high", "p", "p holm", "verdict")  # fmt: skip
 AxisOf = Callable[[Arm], Metric]  # best-of-n has another KL than the rest
 VALUES = (GOLD, SAMPLED, PROXY, LENGTH)
 
@@ -121,17 +122,14 @@ def _mean(values: Mapping[str, float]) -> Estimate | None:
 
 
 def to_csv(tables: Sequence[Matched]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("axis", "level", "arm", "metric", "mean", "low", "high", "seeds", "arm reaches", "against",
-                     "difference", "difference low", "difference high", "p", "p holm", "verdict"))  # fmt: skip
+    rows = []
     for table in tables:
         for level in table.levels:
             for row in level.rows:
                 for key, cell in row.cells.items():
                     v, d = cell.value, cell.claim and cell.claim.difference
-                    writer.writerow((table.axis.key, level.at, row.arm.label, key, v and v.mean, v and v.low,
-                                     v and v.high, v and v.n, row.reach, level.against if d else None, d and d.mean,
-                                     d and d.low, d and d.high, d and d.p, cell.claim and cell.claim.p,
-                                     cell.claim and cell.claim.verdict))  # fmt: skip
-    return text.getvalue()
+                    rows.append((table.axis.key, level.at, row.arm.label, key, v and v.mean, v and v.low,
+                                 v and v.high, v and v.n, row.reach, level.against if d else None, d and d.mean,
+                                 d and d.low, d and d.high, d and d.p, cell.claim and cell.claim.p,
+                                 cell.claim and cell.claim.verdict))  # fmt: skip
+    return as_csv((dict(zip(COLUMNS, row, strict=True)) for row in rows), COLUMNS)

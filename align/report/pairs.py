@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.report.arms import Arm
 from align.report.claims import Claim, judged
+from align.report.csvs import as_csv
 from align.report.metrics import (
     GOLD,
     GREEDY,
@@ -24,10 +23,11 @@ from align.report.metrics import (
     end_difference,
     ends,
     same_reward,
-    seed_values,
 )
-from align.report.stats import Estimate, t_interval
+from align.report.stats import Estimate, at_step
 
+COLUMNS = ("arm", "other", "metric", "arm end", "other end", "difference", "low", "high", "p", "p holm", "verdict",
+           "seeds", "prompts", "paired", "by")  # fmt: skip
 ALL_PAIRS = 4  # with more arms, pairs among them would drown the family in tests that nobody asked for
 
 
@@ -65,8 +65,9 @@ def pairs(arms: Sequence[Arm], kl: Metric) -> list[Pair]:
     claims = judged(family)
     found = []
     for n, (arm, other) in enumerate(named):
+        end, others = ends(arm, other)
         rows = [
-            Row(claim, (_at(arm, ends(arm, other)[0], metric), _at(other, ends(arm, other)[1], metric)))
+            Row(claim, (at_step(arm, end, metric.key), at_step(other, others, metric.key)))
             for metric in _metrics(kl)
             if (claim := claims.get((n, metric)))
         ]
@@ -84,20 +85,12 @@ def _metrics(kl: Metric) -> tuple[Metric, ...]:
     return GOLD, SAMPLED, GREEDY, PROXY, WIN, WIN_LC, kl, LENGTH, TRUNCATED, REP3
 
 
-def _at(arm: Arm, step: int | None, metric: Metric) -> Estimate | None:
-    values = seed_values(arm, step, metric)
-    return t_interval(list(values.values())) if values else None
-
-
 def to_csv(found: Sequence[Pair]) -> str:
-    """Full precision, one line per row of the table."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("arm", "other", "metric", "arm end", "other end", "difference", "low", "high", "p", "p holm",
-                     "verdict", "seeds", "prompts", "paired", "by"))  # fmt: skip
+    """One line per row of the table."""
+    rows = []
     for pair in found:
         for row in pair.rows:
             d, ends = row.claim.difference, [end and end.mean for end in row.ends]
-            writer.writerow((pair.arm.label, pair.other.label, row.claim.metric.key, *ends, d.mean, d.low, d.high, d.p,
-                             row.claim.p, row.claim.verdict, d.seeds, d.prompts, d.paired, d.by))  # fmt: skip
-    return text.getvalue()
+            rows.append((pair.arm.label, pair.other.label, row.claim.metric.key, *ends, d.mean, d.low, d.high, d.p,
+                         row.claim.p, row.claim.verdict, d.seeds, d.prompts, d.paired, d.by))  # fmt: skip
+    return as_csv((dict(zip(COLUMNS, row, strict=True)) for row in rows), COLUMNS)

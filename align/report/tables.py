@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from rich.text import Text
 
 from align.report.arms import Arm
 from align.report.claims import Claim, judged
+from align.report.csvs import as_csv
 from align.report.metrics import CHANGES, ENDS, Metric, change, kl_of
 from align.report.stats import Estimate, at_step, mean
 from align.report.text import MISSING, config_value, listing, number
@@ -85,12 +84,7 @@ def _summary(arm: Arm, kl: Metric, changes: Mapping[str, Claim | None]) -> Summa
 
 def to_csv(summaries: Sequence[Summary], kl: Metric) -> str:
     """Every number of the summary table at full precision, one row per arm."""
-    rows = [_csv_row(summary, kl) for summary in summaries]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return as_csv(_csv_row(summary, kl) for summary in summaries)
 
 
 def _csv_row(summary: Summary, kl: Metric) -> dict[str, Any]:

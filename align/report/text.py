@@ -10,9 +10,10 @@ from align.refusals import on_one_line
 
 MISSING = "–"
 # Control characters become their pictures (ESC is ␛), so that no completion can steer a terminal or break an SVG file.
-# Characters that reorder text, C1 controls and lone surrogates, which UTF-8 cannot hold, become U+FFFD.
-_REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_UNSHOWABLE = (*range(0x80, 0xA0), *_REORDERING, *range(0xD800, 0xE000), 0xFFFE, 0xFFFF)
+# Characters that reorder, break or hide text, C1 controls and lone surrogates, which UTF-8 cannot hold, become U+FFFD.
+_REORDERING = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_HIDING = (0xAD, 0x200B, 0x2028, 0x2029, 0xFEFF, *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080))
+_UNSHOWABLE = (*range(0x80, 0xA0), *_REORDERING, *_HIDING, *range(0xD800, 0xE000), 0xFFFE, 0xFFFF)
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _VISIBLE |= dict.fromkeys(_UNSHOWABLE, 0xFFFD)
 

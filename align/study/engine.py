@@ -27,6 +27,7 @@ from align.jobs import (
 )
 from align.places import place
 from align.refusals import ConfigError, need, one_of
+from align.report.text import visible
 from align.schema import Experiment
 from align.study import settings
 from align.study.settings import Settings
@@ -204,7 +205,7 @@ def _ended(task: Task, child: subprocess.Popen[bytes], words: Path) -> list[Fail
     if code == 0 and finished(task) is not None:
         return []
     what = (said.splitlines() or [f"ended by signal {code - 128}" if code > 128 else f"exit code {code}"])[0]
-    print(f"== {task.name} failed ({code}): {what}", file=sys.stderr, flush=True)
+    print(f"== {task.name} failed ({code}): {visible(what)}", file=sys.stderr, flush=True)
     return [Failed(task, code or 2, what)]
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from align.exact import Figure
 from align.refusals import ConfigError
+from align.report.csvs import as_csv
 from align.study import measured, rules
-from align.study.record import as_csv, as_json
+from align.study.record import as_json
 from align.study.rules import Verdict
 from align.study.spec import Study
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import Any, get_type_hints
 
 import align
 from align.report.arms import Arm
+from align.report.csvs import as_csv
 from align.report.stats import at_step
 from align.study.engine import Plan
 from align.study.judged import Judged
@@ -117,11 +116,3 @@ def contrasts_csv(found: Found) -> str:
     kinds += [("removal", [one.removal for one in found.cured]), ("cost", [one.cost for one in found.cured])]
     rows = [{"kind": kind, **_contrast(one)} for kind, judged in kinds for one in judged]
     return as_csv([{key: value for key, value in row.items() if key != "by_seed"} for row in rows])
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

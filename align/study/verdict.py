@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from align.refusals import ConfigError
-from align.report.arms import NOT_THE_EXPERIMENT, Arm, SeedRun, flatten, load
+from align.report.arms import Arm, SeedRun, experiment, load
 from align.report.stats import at_step
 from align.study import rules
 from align.study.cures import Cured, cures
@@ -111,8 +111,7 @@ def assemble(by_arm: Mapping[str, Sequence[SeedRun]]) -> Arms:
     """Arms as the study names them. Their looks in figures: trained arms count up from 0, baselines down from -1."""
     made: dict[str, Arm] = {}
     for name, runs in by_arm.items():
-        config = {k: v for k, v in flatten(runs[0].record.config).items() if k not in NOT_THE_EXPERIMENT}
-        arm = Arm(name, config, tuple(runs))
+        arm = Arm(name, experiment(runs[0].record.config), tuple(runs))
         trained = sum(other.trained for other in made.values())
         made[name] = replace(arm, style=trained if arm.trained else trained - len(made) - 1)
     return made

@@ -79,3 +79,42 @@ def test_a_finished_run_whose_rows_do_not_reach_its_end_is_told(tmp_path):
     run = write_run(tmp_path / "a", config("grpo"), steps=(0, 10))
     (found,) = warnings(*group(load([run])))
     assert "finished, but its last probe is of step 10 of 20: rows are missing" in found
+
+
+def step_zero(tmp_path, key, *values, tokens=96):
+    paths = [
+        write_run(tmp_path / str(i), config(algo, sampling={"max_new_tokens": tokens}), values={key: value})
+        for i, (algo, value) in enumerate(zip(("grpo", "dpo"), values, strict=True))
+    ]
+    return warnings_of(*paths)
+
+
+def test_what_is_zero_in_truth_may_differ_by_rounding_and_no_more(tmp_path):
+    """2e-5 nats for each of 96 tokens: 1.92e-3."""
+    assert step_zero(tmp_path / "a", "pref/chosen_logprob", 0.0, -1.9e-3) == []
+    (said,) = step_zero(tmp_path / "b", "pref/chosen_logprob", 0.0, -2.0e-3)
+    assert "pref/chosen_logprob is" in said
+    assert step_zero(tmp_path / "c", "pref/accuracy", 0.5, 0.54) == []  # ties that rounding unties
+    (said,) = step_zero(tmp_path / "d", "length/mean", 40.0, 40.0001)
+    assert "length/mean is" in said
+
+
+def test_a_key_of_a_file_is_text_and_nothing_else(tmp_path):
+    (said,) = step_zero(tmp_path, "\x1b[31mevil/x", 1.0, 2.0)
+    assert "\x1b" not in said and "␛[31mevil/x is" in said
+
+
+def test_who_samples_for_training_is_no_part_of_the_ruler(tmp_path):
+    ours = write_run(tmp_path / "a", config("grpo", sampling={"max_new_tokens": 8}))
+    theirs = write_run(tmp_path / "b", config("grpo", 1, sampling={
+        "max_new_tokens": 8, "vllm": {"urls": ["http://127.0.0.1:1"]}, "importance": {"level": "token"}}))  # fmt: skip
+    assert not any("measured in the same way" in said for said in warnings_of(ours, theirs))
+    assert not any("vllm" in said for said in warnings_of(ours, theirs))
+
+
+def test_seeds_that_differ_in_circumstances_or_in_a_null_are_one_arm(tmp_path):
+    """As config_hash has it: where a run is kept is no part of the experiment, nor a setting that it has not got."""
+    first = write_run(tmp_path / "a", config("grpo", checkpoint={"every": 5, "keep": 1}))
+    other = write_run(tmp_path / "b", config("grpo", 1, checkpoint={"every": 10, "keep": 1}, probe__train_pairs=None))
+    arms, left_out = group(load([first, other]))
+    assert [len(arm.seeds) for arm in arms] == [2] and not left_out and warnings_of(first, other) == []
