@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from align import runs
+from align.files import write_text
 from align.report import arms as grouping
 from align.report import diagnostics, figures, gallery, levels, page, pairs, tables
 from align.report.curves import Figure
@@ -62,11 +63,11 @@ def compare(paths: Sequence[Path], out: Path) -> Path:
         found = examine(*grouping.group(grouping.load(paths)))
         drawn = [(figure, figures.save(figure, out)) for figure in _figures(found)]
         remove_stale(out, {figure.name for figure, _ in drawn})
-        runs.write_text(out / "summary.csv", tables.to_csv(found.summaries, found.kl))
-        runs.write_text(out / "pairwise.csv", pairs.to_csv(found.pairs))
-        runs.write_text(out / "matched.csv", levels.to_csv(found.matched))
-        runs.write_text(out / "summary.md", to_markdown(found))
-        runs.write_text(out / "index.html", page.render(found, drawn, files=True))
+        write_text(out / "summary.csv", tables.to_csv(found.summaries, found.kl))
+        write_text(out / "pairwise.csv", pairs.to_csv(found.pairs))
+        write_text(out / "matched.csv", levels.to_csv(found.matched))
+        write_text(out / "summary.md", to_markdown(found))
+        write_text(out / "index.html", page.render(found, drawn, files=True))
     except OSError as error:
         raise runs.RunError(f"out={out} cannot be written: {error.strerror or error}") from error
     console = Console()
@@ -80,7 +81,7 @@ def report(run: Path) -> Path:
     """The page of one run, `RUN_DIR/report.html`, and nothing else beside it."""
     found = examine(*grouping.group(grouping.load([run])))
     drawn = [(figure, figures.for_page(figure)) for figure in _figures(found)]
-    runs.write_text(run / "report.html", page.render(found, drawn, files=False))
+    write_text(run / "report.html", page.render(found, drawn, files=False))
     return run / "report.html"
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers.oc import env
 
 from align import laws
+from align.private import SECRET
 from align.refusals import ConfigError, first_line, refuse_unknown
 from align.runs import CIRCUMSTANCES
 from align.schema import (
@@ -48,13 +51,30 @@ KINDS: dict[str, dict[str, type]] = {
 }
 
 
+@contextmanager
+def _without_secrets() -> Iterator[None]:
+    """A config is written down and may come from somebody else: ${oc.env:HF_TOKEN} is refused."""
+
+    def guarded(name: str, *default: Any) -> Any:
+        if SECRET.search(name):
+            raise ValueError(f"${{oc.env:{name}}} would be written into the run directory")
+        return env(name, *default)
+
+    OmegaConf.register_new_resolver("oc.env", guarded, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", env, replace=True)
+
+
 def check(cfg: DictConfig) -> Experiment:
     """Composed config -> typed Experiment. Raises ConfigError naming key, value and fix.
 
     The composed config is merged onto fresh schemas, so a key that Hydra let through (`+typo=1`) is refused here.
     """
     try:
-        container = OmegaConf.to_container(cfg, resolve=True)
+        with _without_secrets():
+            container = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config cannot be resolved: {first_line(error)}") from None
     assert isinstance(container, dict)

@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from align.refusals import first_line
 
@@ -112,9 +113,12 @@ def _convert(gguf: Path, target: Path) -> None:
 
     print(f"de-quantising {gguf.name}, once", file=sys.stderr, flush=True)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of a few seconds
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # a folder with nothing else in it: transformers would read what lies beside, and offer to run code of it
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+            (Path(folder) / gguf.name).symlink_to(gguf.resolve())
+            how: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False, "local_files_only": True}
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **how)
     except Exception as error:
         raise ModelError(f"model.path={gguf}: transformers cannot read this .gguf file: {first_line(error)}") from error
     # A de-quantised model refuses save_pretrained while it believes it is quantised.

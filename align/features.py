@@ -6,7 +6,6 @@ What a reward head on frozen features is fitted to (reward_models/heads.py). Com
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from align.data.annotator import PoolRow
 from align.data.dataset import digest
 from align.data.tokens import encode_completion, encode_prompt
 from align.embedded import ModelError
+from align.files import replacing
 from align.forward import Batch, backbone, micro_batches
 from align.models import Policy
 from align.packing import right_pad
@@ -121,11 +121,6 @@ def _watched(decoder: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]
 
 
 def _save(path: Path, features: Tensor) -> None:
-    """Written aside and renamed: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as aside:
         save_file({"features": features}, aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -48,7 +48,6 @@ def snapshot(repo: str, wanted: Sequence[str], complete: Callable[[Path], bool],
 
     which   repo_type ("dataset"; a model without) and revision. Raises HubError.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

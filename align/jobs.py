@@ -23,10 +23,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from align.config import ConfigError, check
+from align.files import write_text
 from align.locks import held
 from align.places import Place, place
 from align.report.text import visible
-from align.runs import RunError, read, write_text
+from align.runs import RunError, read
 from align.schema import Experiment
 from align.stopping import Terminated
 

@@ -11,7 +11,8 @@ import copy
 import hashlib
 import shutil
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from align import lora as fused_lora
 from align.embedded import ModelError, embedded_folder, gguf_folder, sha256, tiny_folder
 from align.hub import hub_folder
 from align.refusals import first_line
-from align.runs import RunError, read
 from align.schema import Lora, Model
+from align.starts import merge_start, pretrained, starts
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -101,7 +102,7 @@ def load_policy(cfg: Model, device: torch.device, dtype: torch.dtype, seed: int)
     if tokenizer.pad_token_id in stop_ids:  # a reward model finds the last token by the pads behind it
         tokenizer.pad_token = _spare_token(tokenizer, stop_ids)
     base.config.pad_token_id = tokenizer.pad_token_id
-    fingerprint = source_fingerprint(Path(locate(cfg.path)), Path(cfg.start) if cfg.start else None)
+    fingerprint = source_fingerprint(Path(locate(cfg.path)), starts(cfg))
     if cfg.quant is not None:  # other weights than those of the files
         fingerprint = hashlib.sha256(f"{fingerprint} {cfg.quant}".encode()).hexdigest()
     if cfg.lora is None:
@@ -120,12 +121,16 @@ def load_base(cfg: Model, device: torch.device, dtype: torch.dtype) -> Any:
     """The causal LM in `dtype`, with the adapter of `model.start` merged in. Raises ModelError."""
     packed = quant.options(cfg.quant, device, dtype) if cfg.quant is not None else {}
     where = locate(cfg.path)
-    model = _from_pretrained(AutoModelForCausalLM, where, cfg.path, dtype=dtype, use_safetensors=True, **packed)
+    if (Path(where) / "adapter_config.json").is_file():  # transformers would put it into the base without a word
+        raise ModelError(f"model.path={cfg.path}: the folder holds an adapter; name that of its base, and the run that "
+                         "trained it as model.start")  # fmt: skip
+    asked = f"model.path={cfg.path}"
+    model = pretrained(AutoModelForCausalLM, where, asked, dtype=dtype, use_safetensors=True, **packed)
     scaling = [k for k in SCALED_LOGITS if getattr(model.config.get_text_config(), k, None) not in (None, 1, 1.0)]
     if scaling:
         raise ModelError(f"model.path={cfg.path}: it scales its logits ({scaling[0]}), which is not supported")
     if cfg.start is not None:
-        model = _merge_start(model, cfg)
+        model = merge_start(model, cfg)
     if cfg.quant is not None:
         quant.use_ours(model)
     fused.use_fused(model)
@@ -139,7 +144,7 @@ def load_tokenizer(cfg: Model) -> Any:
     last token before them.
     """
     where = locate(cfg.path)
-    tokenizer = _from_pretrained(AutoTokenizer, where, cfg.path)
+    tokenizer = pretrained(AutoTokenizer, where, f"model.path={cfg.path}")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path={cfg.path}: its tokenizer has no EOS token, so completions could never end")
     try:
@@ -183,60 +188,13 @@ def add_adapter(model: Any, lora: Lora, task: TaskType, **extra: Any) -> Any:
     return adapted
 
 
-def source_fingerprint(folder: Path, start: Path | None) -> str:
-    """SHA-256 over the weight files a policy starts from; the same in whatever dtype they are loaded."""
+def source_fingerprint(folder: Path, starts: Sequence[Path] = ()) -> str:
+    """SHA-256 over the weight files a policy starts from, its chain of starts too; the same in whatever dtype."""
     digest = hashlib.sha256()
-    for place in (folder, *([start / "adapter", start / "model"] if start else [])):
+    for place in (folder, *(start / part for start in starts for part in ("adapter", "model"))):
         for file in sorted(place.glob("*.safetensors")):
             digest.update(sha256(file).encode())
     return digest.hexdigest()
-
-
-def _from_pretrained(loader: Any, where: str, asked: str, **options: Any) -> Any:
-    try:
-        return loader.from_pretrained(where, trust_remote_code=False, local_files_only=True, **options)
-    except Exception as error:  # of a damaged file the libraries raise whatever it makes them stumble over
-        raise ModelError(f"model.path={asked}: transformers cannot load it: {first_line(error)}") from error
-
-
-def _merge_start(model: Any, cfg: Model) -> Any:
-    """Policy and reference both start from the trained run: SFT then RL has the SFT policy as reference.
-
-    An adapter is relative to what its own run started from, so a chain of starts is merged from its beginning.
-    """
-    run = Path(str(cfg.start))
-    earlier = _start_of(run, cfg)
-    if (run / "model" / "config.json").is_file():
-        return _from_pretrained(
-            AutoModelForCausalLM, str(run / "model"), str(run), dtype=model.dtype, use_safetensors=True
-        )
-    if not (run / "adapter" / "adapter_config.json").is_file():
-        raise ModelError(f"model.start={run}: it holds no adapter/ and no model/; did the run finish?")
-    if not (run / "adapter" / "adapter_model.safetensors").is_file():  # PEFT would unpickle adapter_model.bin
-        raise ModelError(f"model.start={run}: its adapter/ has no adapter_model.safetensors")
-    if earlier is not None:
-        model = _merge_start(model, replace(cfg, start=earlier))
-    return PeftModel.from_pretrained(model, str(run / "adapter")).merge_and_unload()
-
-
-def _start_of(run: Path, cfg: Model) -> str | None:
-    """The model.start of a run to start from. Raises ModelError when it is not a run of a policy on this model."""
-    try:
-        settings = read(run).config
-        made_on, earlier, kind = settings["model"]["path"], settings["model"]["start"], settings["algo"]["kind"]
-        packed = settings["model"].get("quant")  # runs older than the setting lack it
-    except RunError as error:
-        raise ModelError(f"model.start: {error}") from None
-    except (KeyError, TypeError):
-        raise ModelError(f"model.start={run}: its config.yaml is not the config of a run") from None
-    if made_on != cfg.path:
-        raise ModelError(f"model.start={run}: it was trained on model.path={made_on}, not on {cfg.path}")
-    if packed is not None:
-        raise ModelError(f"model.start={run}: its adapter belongs to a base of model.quant={packed}, which cannot be "
-                         "merged with it; start from a run without")  # fmt: skip
-    if kind == "reward":
-        raise ModelError(f"model.start={run}: it is a reward model, not a policy; use reward.learned.run={run}")
-    return earlier
 
 
 def twin(model: nn.Module) -> Any:

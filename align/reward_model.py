@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import TaskType, load_peft_weights, set_peft_model_state_dict
+from peft import TaskType, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
@@ -95,14 +97,15 @@ def build_reward_model(cfg: Model, base: Any, tokenizer: Any, seed: int) -> Rewa
 def load_reward_model(cfg: Model, base: Any, tokenizer: Any, adapter: Path) -> RewardModel:
     """A trained reward model on the base's storage. Raises ModelError when the adapter does not fit it."""
     reward_model = build_reward_model(cfg, base, tokenizer, seed=0)
-    if not (adapter / "adapter_config.json").is_file():
-        raise ModelError(f"{adapter} holds no adapter; did the run finish?")
+    file = adapter / "adapter_model.safetensors"
+    if not file.is_file():  # PEFT would unpickle another, or ask the hub for it
+        raise ModelError(f"{adapter} holds no adapter_model.safetensors; did the run finish?")
     try:
-        weights = load_peft_weights(str(adapter), device=str(base.device))
+        weights = load_file(file, device=str(base.device))
         if not any("score" in key for key in weights):
             raise ModelError(f"{adapter} has no score head: it is not the adapter of a reward model")
         outcome = set_peft_model_state_dict(reward_model.model, weights)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{adapter} cannot be loaded as a reward model on model={cfg.name}: {error}") from error
     if outcome.unexpected_keys:
         raise ModelError(f"{adapter} does not fit model={cfg.name}: unexpected weights {outcome.unexpected_keys[:3]}")

@@ -30,9 +30,10 @@ from typing import Any, Self
 
 import yaml
 
+from align.files import appending, write_text
 from align.locks import is_empty, lock, unlock
 from align.refusals import on_one_line
-from align.strict_json import parsed
+from align.strict_json import parsed, parsed_yaml
 
 STATES = ("running", "finished", "failed", "interrupted")
 # What differs between two runs of the same config on the same machine; everything else must be equal.
@@ -65,7 +66,7 @@ class Run:
         if held is None:
             raise RunError(f"run_dir={path}: another process is working in it")
         self._lock = held
-        self._files = {name: (path / name).open("a", encoding="utf-8") for name in LINES}
+        self._files = {name: appending(path / name) for name in LINES}
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
@@ -206,7 +207,7 @@ def read(path: Path, *, samples: bool = False) -> RunRecord:
     if not (path / "config.yaml").is_file() or not (path / "meta.json").is_file():
         raise RunError(f"{path} is not a run directory: it has no config.yaml and meta.json")
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
+        config = parsed_yaml((path / "config.yaml").read_text("utf-8"))
         meta = parsed((path / "meta.json").read_text("utf-8"))
         status = parsed((path / "status.json").read_text("utf-8")) if (path / "status.json").is_file() else {}
     except (ValueError, yaml.YAMLError, OSError, RecursionError) as error:
@@ -270,19 +271,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def stable(row: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a row that two runs of the same config and seed on one machine must share."""
     return {key: value for key, value in row.items() if not key.startswith(VOLATILE)}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader sees the old content or the new, never half of it."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        error.add_note(f"in writing {path}")
-        raise
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

@@ -1,9 +1,12 @@
-"""JSON with finite numbers alone: what a run writes. Anything else in its files is damage, whoever reads them."""
+"""JSON with finite numbers alone, and the YAML that says no more: what a run writes. Anything else in its files is
+damage, whoever reads them."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
+
+import yaml
 
 MOST_DIGITS = 19  # 2^63
 LARGEST = 1e150  # beyond, a variance overflows
@@ -15,6 +18,39 @@ def parsed(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse, parse_float=_real, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+class _Plain(yaml.SafeLoader):
+    """Without anchors, by which a few lines hold themselves, or a billion others."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError("an alias, which no run writes")
+        return super().compose_node(parent, index)
+
+
+def parsed_yaml(text: str) -> Any:
+    """YAML whose keys are texts and whose numbers JSON could hold. Raises ValueError and yaml.YAMLError."""
+    loader = _Plain(text)
+    try:
+        value = loader.get_single_data()  # type: ignore[no-untyped-call]
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+    _plain(value)
+    return value
+
+
+def _plain(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r}, which is no text")
+            _plain(part)
+    elif isinstance(value, list):
+        for part in value:
+            _plain(part)
+    elif isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        raise ValueError("a number of too many digits")
 
 
 def _refuse(name: str) -> None:

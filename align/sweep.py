@@ -26,11 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from align.files import write_text
 from align.jobs import INTERRUPTED, Job, record, records
 from align.locks import held
 from align.refusals import ConfigError, need
 from align.report.text import complain, one_line
-from align.runs import RunError, read, write_text
+from align.runs import RunError, read
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"

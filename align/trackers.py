@@ -34,9 +34,10 @@ from accelerate.tracking import (
     get_available_trackers,
 )
 
+from align.files import write_text
+from align.private import scrubbed
 from align.refusals import ConfigError
 from align.report.arms import flatten
-from align.runs import write_text
 
 PROJECT = "align"
 # The tracker's word for how a run ended; 255 is what W&B itself gives for Ctrl-C.
@@ -99,7 +100,7 @@ def _trackio(run: Tracked, known: str | None) -> tuple[GeneralTracker, str]:
         resume="allow" if known else "never",
     )  # fmt: skip
     tracker.start()
-    return tracker, run.path.name
+    return tracker, known or run.path.name  # a run directory may have been renamed since
 
 
 def _end_wandb(tracker: GeneralTracker, state: str) -> None:
@@ -182,6 +183,6 @@ class Tracking:
             act()
         except Exception as error:
             self.tracker = None
-            why = " ".join(str(error).split())[:300]
+            why = " ".join(scrubbed(str(error)).split())[:300]
             self.event("tracker", self.step, f"tracker={self.name} failed ({type(error).__name__}: {why}); the run "
                        "goes on without it, metrics.jsonl has every row")  # fmt: skip

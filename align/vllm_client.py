@@ -170,10 +170,10 @@ def _problem(answer: Answer, finish: str, limit: int, stop_ids: tuple[int, ...])
         return f"{len(logprobs)} logprobs of {len(ids)} tokens"
     strange = [p for p in logprobs if not isinstance(p, float | int) or not -math.inf < p <= CEILING]
     if strange:
-        return f"logprobs that are none: {strange[:3]}"
+        return f"logprobs that are none: {on_one_line(str(strange[:3]))[:SAID]}"
     ended = ids[-1] in stop_ids
     if finish not in ("stop", "length") or (finish == "stop") != ended or any(i in stop_ids for i in ids[:-1]):
-        return f"an end ({finish}) that is not that of its tokens"
+        return f"an end ({on_one_line(str(finish))[:SAID]}) that is not that of its tokens"
     if not ended and len(ids) != limit:
         return f"{len(ids)} tokens that neither end nor reach the limit of {limit}"
     return None

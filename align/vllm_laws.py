@@ -19,6 +19,11 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for (its LoR
 OURS = ("--model", "--served-model-name", "--host", "--port", "--dtype", "--enable-lora", "--max-lora-rank",
         "--max-loras", "--max-cpu-loras", "--logprobs-mode", "--generation-config", "--max-num-seqs",
         "--api-key")  # fmt: skip
+# What would have it listen elsewhere, run code, unpickle, or have a key in the run directory. vLLM takes abbreviations.
+UNSAFE = ("--trust-remote-code", "--load-format", "--hf-token", "--uds", "--middleware", "--config", "--tokenizer",
+          "--lora-modules", "--hf-overrides", "--worker-cls", "--worker-extension-cls", "--logits-processors",
+          "--tool-parser-plugin", "--reasoning-parser-plugin", "--io-processor-plugin", "--allowed-local-media-path",
+          "--allowed-origins", "--root-path", "--hf-config-path", "--model-loader-extra-config")  # fmt: skip
 
 
 def enforce(e: Experiment) -> None:
@@ -98,7 +103,13 @@ def _servers(v: Vllm) -> None:
         need(Path(v.python or "").expanduser().is_file(), "sampling.vllm.python", v.python, "there is no such file")
     for argument in v.arguments:
         name = argument.partition("=")[0].replace("_", "-")
-        need(name not in OURS, "sampling.vllm.arguments", argument, "the run gives this itself; leave it out")
+        if not name.startswith("--"):  # the value of the one before
+            continue
+        ours, unsafe = (any(one.startswith(name) for one in names) for names in (OURS, UNSAFE))
+        need(not ours, "sampling.vllm.arguments", "(not shown)" if "key" in name else argument,
+             "the run gives this itself; leave it out")  # fmt: skip
+        need(not unsafe, "sampling.vllm.arguments", name, "a server of the run's own listens on 127.0.0.1, runs no "
+             "code, reads safetensors and is given no key in an argument; leave it out")  # fmt: skip
     finite(v.seconds, "sampling.vllm.seconds", 0, open_low=True)
     need(0 <= v.retries <= 100, "sampling.vllm.retries", v.retries, "must be between 0 and 100")
     finite(v.gap, "sampling.vllm.gap", 0, open_low=True)

@@ -29,6 +29,8 @@ class Tail:
     def poll(self) -> bool:
         """Read what was appended. -> whether there was anything new"""
         try:
+            if not self.path.is_file():  # nor a pipe, which would be waited for
+                raise FileNotFoundError
             with self.path.open("rb") as file:
                 file.seek(self._end - len(self._mark))
                 data = file.read()
@@ -155,7 +157,7 @@ def is_run(path: Path) -> bool:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = parsed(path.read_text("utf-8"))
+        value = parsed(path.read_text("utf-8")) if path.is_file() else {}
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -9,11 +9,11 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from align import runs
 from align.bench.processes import WorkerError, rounds, search
 from align.bench.settings import Bench, settings
 from align.bench.summary import summarise
 from align.bench.table import note, table
+from align.files import write_text
 from align.refusals import ConfigError
 from align.report.text import complain
 
@@ -61,7 +61,7 @@ def bench(wanted: Bench, arguments: Sequence[str]) -> None:
     console.print(table(rows))
     console.print(note(rows), markup=False, soft_wrap=True)
     path = wanted.out / "bench.json"
-    runs.write_text(path, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write_text(path, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print(path)
 
 

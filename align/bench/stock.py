@@ -69,7 +69,9 @@ def measure(experiment: Experiment, work: Work, stamps: Stamps) -> tuple[Any, In
 def _base(experiment: Experiment, stock: Stock, tokenizer: Any) -> Any:
     """As transformers loads it: `align.models.load_base` would put this project's layers into it."""
     where = locate(experiment.model.path)
-    model = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[stock.dtype], local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        where, dtype=DTYPES[stock.dtype], local_files_only=True, trust_remote_code=False
+    )
     model = model.to(resolve_device(experiment.device))
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -183,7 +185,11 @@ def _supervised(trainer: Any, config: Any, make_rows: Any, **own: Any) -> Any:
 
 def _classifier(experiment: Experiment, stock: Stock, tokenizer: Any) -> dict[str, Any]:
     model = AutoModelForSequenceClassification.from_pretrained(
-        locate(experiment.model.path), num_labels=1, dtype=DTYPES[stock.dtype], local_files_only=True
+        locate(experiment.model.path),
+        num_labels=1,
+        dtype=DTYPES[stock.dtype],
+        local_files_only=True,
+        trust_remote_code=False,
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     return {"model": model, "peft_config": _adapter(experiment, TaskType.SEQ_CLS)}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 
 from align.data.dataset import Data, digest, dropped
 from align.data.errors import DataError
+from align.files import replacing
 from align.records import Demonstration, PreferencePair, Prompt
 from reward_models.annotator import Answer, GoldScale, fit_scale, gold_source
 from reward_models.base import RewardError
@@ -117,16 +117,12 @@ def make_pool(cfg: Any, sample: Sampler, model_fingerprint: str, asked: Sequence
 
 
 def write_pool(path: Path, pool: Pool) -> None:
-    """Equal pools give equal bytes. Written aside and renamed: a reader never sees half of it."""
+    """Equal pools give equal bytes."""
     lines = [asdict(pool.header), *(asdict(row) for row in pool.rows)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as aside:
         aside.write_bytes(gzip.compress(text.encode(), mtime=0))
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_pool(path: Path, asked: Sequence[Prompt] | None = None) -> Pool:

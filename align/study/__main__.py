@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.text import Text
 
 from align.compare import remove_stale
+from align.files import write_text
 from align.refusals import ConfigError, need, reachable
 from align.report import figures, tables
 from align.report.metrics import kl_metric
 from align.report.text import complain, visible
 from align.run import USER_ERRORS
-from align.runs import RunError, write_text
+from align.runs import RunError
 from align.study import ends, engine, exact, judged, measured, page, panels, record, spec, values, verdict
 from align.study.rules import Verdict
 from align.study.spec import Study

@@ -71,8 +71,10 @@ def overrides(raw: Any, where: str) -> tuple[str, ...]:
     need(isinstance(raw, list) and all(isinstance(item, str) and "=" in item for item in raw), where, raw,
          "must be a list of KEY=VALUE")  # fmt: skip
     for item in raw:
-        key = item.partition("=")[0]
+        key = item.partition("=")[0].lstrip("+~")
         need(key not in ("seed", "run_dir", "runs_root", "resume"), f"{where}.{key}", item, "is the study's to choose")
+        # Hydra makes objects of what it finds under hydra.callbacks: a study of somebody else would run what it likes
+        need(not key.startswith("hydra"), f"{where}.{key}", item, "is Hydra's; a study sets what align.run has")
     return tuple(raw)
 
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import pickle
+import time
 from pathlib import Path
 from shutil import copytree
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from align.embedded import ModelError, tiny_folder
+from align.compose import composed
+from align.config import ConfigError, check
+from align.data.lines import _without_duplicates
+from align.embedded import ModelError, _convert, tiny_folder
+from align.private import scrubbed
+from align.runs import Run, RunError, read
+from align.study import values
+from align.watched import Watched
 from tests.architecture.test_imports import FILES, ROOT
 from tests.end_to_end.helpers import execute, no_warmup
 
@@ -44,8 +54,16 @@ def test_torch_loads_plain_values_only_and_in_one_place():
 def test_no_shell_and_no_code_from_a_hub():
     assert not [(file, call.lineno) for file, call, _ in CALLS if given_or_none(call, "shell")]
     assert not [(file, call.lineno) for file, call, _ in CALLS if given_or_none(call, "trust_remote_code")]
-    loaders = [call for _, call, name in CALLS if name == "loader.from_pretrained"]
-    assert [given(call, "trust_remote_code") for call in loaders] == [False]
+    loaders = [(str(file), call) for file, call, name in CALLS if name.endswith(".from_pretrained")]
+    assert {file for file, _ in loaders} == {"align/starts.py", "align/embedded.py", "align/bench/stock.py"}
+    # PEFT's reads an adapter, and has no such argument
+    others = [call for _, call in loaders if ast.unparse(call.func) != "PeftModel.from_pretrained"]
+    assert all(sealed(call) for call in others)
+
+
+def sealed(call: ast.Call) -> bool:
+    """Whether a loader is told to run no code, by itself or by the dictionary it is given."""
+    return given(call, "trust_remote_code") is False or any(k.arg is None for k in call.keywords)
 
 
 def given_or_none(call: ast.Call, name: str) -> object:
@@ -106,3 +124,101 @@ def test_a_run_writes_down_no_secret_of_its_environment(tmp_path, monkeypatch):
     files = [file for file in run.rglob("*") if file.is_file()]
     assert (run / "report.html") in files
     assert not [file for file in files if b"secret-" in file.read_bytes()]
+
+
+def test_code_beside_a_gguf_file_is_neither_run_nor_offered(tmp_path, monkeypatch):
+    """transformers would ask on the terminal, and `yes |` answers."""
+    mark = tmp_path / "mark"
+    (tmp_path / "whole.gguf").write_bytes(b"GGUF no more")
+    harm = {"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["h.T", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(harm))
+    (tmp_path / "h.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    seen = []
+    for loader in ("AutoModelForCausalLM", "AutoTokenizer"):
+        monkeypatch.setattr(f"transformers.{loader}.from_pretrained", lambda folder, **how: seen.append(
+            ([file.name for file in Path(folder).iterdir()], how)) or MagicMock())  # fmt: skip
+    _convert(tmp_path / "whole.gguf", tmp_path / "out")
+    assert [files for files, _ in seen] == [["whole.gguf"]] * 2
+    assert all(how["trust_remote_code"] is False and how["local_files_only"] for _, how in seen)
+
+
+def test_an_adapter_of_another_kind_is_refused_before_peft_reads_what_it_names(tmp_path):
+    run = execute(tmp_path, *no_warmup("sft"), "steps=1")
+    file = run / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"peft_type": "MULTITASK_PROMPT_TUNING"}))
+    with pytest.raises(ModelError, match="expected LORA"):
+        execute(tmp_path, *no_warmup("dpo"), "steps=1", f"model.start={run}")
+
+
+def test_a_damaged_adapter_is_one_sentence(tmp_path):
+    run = execute(tmp_path, *no_warmup("sft"), "steps=1")
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="its adapter cannot be loaded"):
+        execute(tmp_path, *no_warmup("dpo"), "steps=1", f"model.start={run}")
+
+
+def test_a_model_folder_with_an_adapter_in_it_is_refused(tmp_path):
+    copytree(tiny_folder(), tmp_path / "model")
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="the folder holds an adapter"):
+        execute(tmp_path / "runs", *no_warmup("sft"), f"model.path={tmp_path / 'model'}", "steps=1")
+
+
+def test_a_secret_is_not_resolved_into_a_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    for key in ("model.path", "sampling.vllm.urls"):
+        with pytest.raises(ConfigError, match="would be written into the run directory") as refused:
+            check(composed(["sampling=vllm", f"{key}=['http://${{oc.env:HF_TOKEN}}.example']"]))
+        assert "hf_secret" not in str(refused.value)
+    assert check(composed(["runs_root=${oc.env:SCRATCH}/runs"])).runs_root == f"{tmp_path}/runs"
+
+
+def test_a_message_of_a_library_is_without_passwords(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "abcdef123")
+    said = scrubbed("request to http://user:S3CRETpw@127.0.0.1:9/x failed with key abcdef123")
+    assert said == "request to http://***@127.0.0.1:9/x failed with key ***"
+    monkeypatch.setenv("SOME_KEY", "a")  # a letter that stands in every word
+    assert scrubbed("a plan") == "a plan"
+
+
+def test_a_study_of_somebody_else_gives_hydra_nothing_to_make():
+    for item in ("+hydra.callbacks.x={_target_:align.jobs.run_child}", "hydra/launcher=joblib", "~hydra.sweeper=1"):
+        with pytest.raises(ConfigError, match="is Hydra's"):
+            values.overrides([item], "base")
+
+
+def test_files_of_a_run_are_not_links_to_others(tmp_path):
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious\n")
+    run.mkdir()
+    (run / "events.jsonl").symlink_to(victim)
+    with pytest.raises(RunError, match="cannot be written"):
+        Run.reopen(run, None)
+    assert victim.read_text() == "precious\n"
+
+
+@pytest.mark.parametrize("text", ["x: &a {b: *a}", "x: &a [*a]", "x: [{1: a, b: c}]", f"steps: {'9' * 30}",
+                                  "x: 0x" + "f" * 5000, "1: a"])  # fmt: skip
+def test_a_config_that_no_run_wrote_is_damage(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "meta.json").write_text("{}")
+    with pytest.raises(RunError, match="is damaged"):
+        read(tmp_path)
+
+
+def test_a_pipe_in_a_run_directory_is_not_waited_for(tmp_path):
+    for name in ("metrics.jsonl", "status.json"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "config.yaml").write_text("steps: 4\n")
+    (tmp_path / "meta.json").write_text("{}")
+    watched = Watched(tmp_path)
+    assert watched.metrics.rows == [] and watched.state == "unknown"
+
+
+def test_a_field_twice_is_found_in_a_long_object():
+    pairs = [(f"k{i}", 0) for i in range(200_000)] + [("k7", 1)]
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="'k7' twice"):
+        _without_duplicates(pairs)
+    assert time.perf_counter() - started < 2

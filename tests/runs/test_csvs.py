@@ -8,7 +8,7 @@ import pytest
 from align.report.csvs import as_csv
 
 
-@pytest.mark.parametrize("text", ["=1+cmd|calc!A0", "+1", "-x", "@SUM(1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("text", ["=1+cmd|calc!A0", "+1", "-x", "@SUM(1)", "\t=1"])
 def test_a_text_that_a_spreadsheet_would_calculate_is_text(text):
     (row,) = csv.DictReader(io.StringIO(as_csv([{"arm": text, "x": -1.5}])))
     assert row == {"arm": f"'{text}", "x": "-1.5"}
