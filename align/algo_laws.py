@@ -60,8 +60,13 @@ def sft(e: Experiment) -> None:
 
 def reward_training(e: Experiment) -> None:
     pairs(e.algo.pairs_per_step, e.algo.micro_batch, "algo")
-    need(e.algo.center is None or e.algo.center > 0, "algo.center", e.algo.center, "must be > 0, or null for off")
+    center(e.algo.center, "algo.center")
     need(e.model.lora is not None, "model.lora", "none", "a reward model is a LoRA adapter and a head; keep model.lora")
+
+
+def center(value: float | None, key: str) -> None:
+    if value is not None:
+        finite(value, key, 0, open_low=True)
 
 
 def preference(e: Experiment) -> None:
@@ -129,13 +134,11 @@ def tempered(e: Experiment) -> None:
     last = len(temperatures) - 1
     need(e.steps == last, "steps", e.steps, f"step s samples at algo.temperatures[s], so there are {last}; use {last}")
     need(e.probe.every == 1, "probe.every", e.probe.every, "must be 1: every temperature is a probe")
-    t = e.sampling.temperature
-    need(t == 1, "sampling.temperature", t, "has no effect with algo=temperature; set algo.temperatures")
 
 
 def _nuclei(top_ps: list[float], steps: int) -> None:
     key = "algo.top_ps"
-    need(len(top_ps) == steps, key, top_ps, f"must be as many as algo.temperatures, {steps}; null cuts nothing off")
+    need(0 < len(top_ps) == steps, key, top_ps, f"must be as many as algo.temperatures, {steps}; null cuts nothing off")
     for top_p in top_ps:
         finite(top_p, key, 0, 1, open_low=True)
     need(top_ps[0] == 1, key, top_ps, "must begin with 1, where every arm begins")

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.embedded import ModelError
 from align.forward import Batch, Scorer, backbone, completion_hidden, scatter
 from align.models import Policy
 from align.reward_model import FloatHead, RewardModel, build_reward_model, head_std
@@ -104,8 +103,7 @@ def build_critic(
 
 
 def _copy_reward_model(critic: AdapterCritic | HeadCritic, learned: RewardModel | None) -> None:
-    if learned is None:
-        raise ModelError("algo.critic.init=reward: there is no reward model; use reward=learned")
+    assert learned is not None, "the laws of the config ask for reward=learned"
     assert isinstance(critic, AdapterCritic)
     source = dict(learned.model.named_parameters())
     for name, parameter in critic.model.named_parameters():

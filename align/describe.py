@@ -47,6 +47,8 @@ def describe(
 def commit() -> str | None:
     """The commit of the checkout that runs, with a plus when it has changes; None for an installed wheel."""
     here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():  # git would take that of a folder around site-packages
+        return None
     try:
         git = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
         done = subprocess.run(git, capture_output=True, text=True, timeout=10)

@@ -1,8 +1,8 @@
 """The one forward pass that everything trains and scores with: token logprobs and entropy of completions.
 
-Only positions that predict a completion token go through the LM head, in chunks whose logits are recomputed in the
-backward pass: a full [B, L, V] of logits would be the largest tensor of a training step (0.8 GB at 32 x 128 tokens of
-SmolLM2).
+Only positions that predict a completion token go through the LM head, in chunks whose logits are not kept: a frozen
+head leaves its derivative instead (align/head.py), one that is trained has them recomputed. A full [B, L, V] of logits
+would be the largest tensor of a training step (0.8 GB at 32 x 128 tokens of SmolLM2).
 """
 
 from __future__ import annotations

@@ -241,6 +241,8 @@ def measured(run: Path, key: str) -> float:
     if key not in row:
         known = sorted(name for name, value in row.items() if isinstance(value, float))
         raise JobError(f"hydra.callbacks.sweep.objective={key}: {run} does not measure it; it has {', '.join(known)}")
+    if not isinstance(row[key], int | float | None):
+        raise JobError(f"hydra.callbacks.sweep.objective={key}: it is no number in {run}")
     if row[key] is None:
         raise JobError(f"hydra.callbacks.sweep.objective={key}: it is not finite at the end of {run}")
     return float(row[key])

@@ -48,8 +48,10 @@ def _top(e: Experiment) -> None:
     if e.reward_seconds is not None:
         finite(e.reward_seconds, "reward_seconds", 0, open_low=True)
     one_of(e.tracker, TRACKERS, "tracker")
-    kind = e.device.partition(":")[0]
+    kind, numbered, number = e.device.partition(":")
     one_of(kind, ("auto", "cpu", "cuda", "mps", "xpu"), "device")
+    need(not numbered or (kind != "auto" and re.fullmatch(r"[0-9]{1,3}", number) is not None), "device", e.device,
+         "must be such as cpu, cuda or cuda:1")  # fmt: skip
     need(bool(e.runs_root.strip()), "runs_root", repr(e.runs_root), "must name a folder")
     need(e.run_dir is None or bool(e.run_dir.strip()), "run_dir", repr(e.run_dir), "must name a folder, or be null")
     for key, path in (("run_dir", e.run_dir), ("runs_root", e.runs_root)):
@@ -170,12 +172,18 @@ def _cuts(e: Experiment) -> None:
         need(
             value is None or 0 < value < 1, f"sampling.{key}", value, "must be between 0 and 1, or null to cut nothing"
         )
-    for key, value in (("top_k", s.top_k), ("top_p", s.top_p), ("min_p", s.min_p)):
+    knobs = (
+        ("temperature", s.temperature, 1),
+        ("top_k", s.top_k, None),
+        ("top_p", s.top_p, None),
+        ("min_p", s.min_p, None),
+    )
+    for key, value, none in knobs:
         need(
-            value is None or e.algo.kind == "on_policy",
+            value == none or e.algo.kind == "on_policy",
             f"sampling.{key}",
             value,
-            f"has no effect with algo={e.algo.name}, which samples nothing to train on; use null",
+            f"has no effect with algo={e.algo.name}, which samples nothing to train on; use {none or 'null'}",
         )
 
 
@@ -232,6 +240,7 @@ def _learned(e: Experiment) -> None:
     need(learned.algo.kind == "reward", "reward.learned.algo.kind", learned.algo.kind, "must be reward")
     algo_laws.optimizer(learned.algo.optimizer, "reward.learned.algo.optimizer", learned.steps)
     algo_laws.pairs(learned.algo.pairs_per_step, learned.algo.micro_batch, "reward.learned.algo")
+    algo_laws.center(learned.algo.center, "reward.learned.algo.center")
     need(
         e.model.lora is not None,
         "model.lora",

@@ -55,7 +55,7 @@ class Completions:
 
     prompts: tuple[Prompt, ...]  # [B], each prompt repeated K times
     prompt_ids: tuple[tuple[int, ...], ...]  # [B] of P_i
-    ids: Tensor  # [B, T] int64, pad after the last counted token
+    ids: Tensor  # [B, T] int64; what stands after the last counted token means nothing
     mask: Tensor  # [B, T] bool
     finished: Tensor  # [B] bool, ended with EOS before the limit
     logprobs: Tensor  # [B, T] float32, of the sampling distribution, 0 where mask is False

@@ -106,8 +106,7 @@ def _servers(v: Vllm) -> None:
         if not name.startswith("--"):  # the value of the one before
             continue
         ours, unsafe = (any(one.startswith(name) for one in names) for names in (OURS, UNSAFE))
-        need(not ours, "sampling.vllm.arguments", "(not shown)" if "key" in name else argument,
-             "the run gives this itself; leave it out")  # fmt: skip
+        need(not ours, "sampling.vllm.arguments", name, "the run gives this itself; leave it out")
         need(not unsafe, "sampling.vllm.arguments", name, "a server of the run's own listens on 127.0.0.1, runs no "
              "code, reads safetensors and is given no key in an argument; leave it out")  # fmt: skip
     finite(v.seconds, "sampling.vllm.seconds", 0, open_low=True)

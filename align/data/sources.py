@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from align.data.errors import DataError
@@ -50,7 +50,7 @@ def open_source(cfg: Any) -> Source:
 def _fetched(cfg: Any) -> Path:
     """The repository's files of both splits, in the folder of their commit."""
     splits = (cfg.train_split, cfg.heldout_split)
-    wanted = [f"{folder}/{split}[-.]*" for folder in cfg.folders for split in splits]
+    wanted = [str(PurePosixPath(folder, f"{split}[-.]*")) for folder in cfg.folders for split in splits]
     try:
         found = snapshot(
             cfg.repo,

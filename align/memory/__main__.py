@@ -22,7 +22,8 @@ Without calc=, what this project would hold on each device at its peak: weights,
 copy it samples from, caches, activations; and, for comparison, the same experiment as full fine-tuning.
 
   model=NAME            smollm2-135m (default), smollm2-360m, qwen0.5b, qwen1.5b, qwen3-0.6b, gemma3-270m, tiny;
-                        dimensions only: qwen7b, qwen72b, llama2-7b, llama3.1-70b; or a folder with a config.json
+                        dimensions only: qwen7b, qwen72b, llama2-7b, llama3.1-70b, mistral-7b, opt-13b; or
+                        a folder with a config.json
   algo=NAME             a file of conf/algo: sft, reward, dpo, grpo, ppo ...
   gpus=N                0 (default): one process on a CPU
   zero=0|1|2|3          what is split over the GPUs: nothing, optimizer, and gradients, and weights

@@ -8,11 +8,13 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
-from align.data import DataError, load
+from align.data import DataError, load, sources
 from reward_models.base import Sample
 from tests.config.test_conf import composed
 from tests.end_to_end.helpers import adapter_moved, execute
@@ -334,3 +336,13 @@ def test_the_config_of_each_set_is_kept_whole():
     for name in SETS:
         data = asdict(composed("algo=sft", f"data={name}"))["data"]
         assert data["name"] == name and data["kind"] == "hub" and data["path"] is None
+
+
+def test_the_root_of_a_repository_is_asked_for_by_names_it_has(monkeypatch):
+    asked = []
+    monkeypatch.setattr(sources, "snapshot", lambda repo, wanted, complete, **which: asked.extend(wanted) or 1 / 0)
+    cfg = SimpleNamespace(repo="a/b", revision=None, folders=["."], train_split="train", heldout_split="test")
+    with pytest.raises(ZeroDivisionError):
+        sources._fetched(cfg)
+    names = ["train-00000-of-00001.parquet", "test.jsonl", "README.md"]
+    assert list(filter_repo_objects(names, allow_patterns=asked)) == names[:2]

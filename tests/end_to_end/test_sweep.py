@@ -396,6 +396,11 @@ def test_an_objective_that_is_not_measured_names_those_that_are(tmp_path):
         jobs.measured(write_run(tmp_path / "run", config()), "reward/prox")
 
 
+def test_an_objective_that_is_no_number_is_refused(tmp_path):
+    with pytest.raises(jobs.JobError, match="objective=phase: it is no number"):
+        jobs.measured(write_run(tmp_path / "run", config()), "phase")
+
+
 def test_an_objective_that_is_not_finite_is_none(tmp_path):
     made = write_run(tmp_path / "run", config())
     with (made / "metrics.jsonl").open("a") as rows:
