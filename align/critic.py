@@ -81,7 +81,7 @@ def build_critic(
 ) -> AdapterCritic | HeadCritic:
     """A critic with its head at zero, random with std 1 / sqrt(h + 1), or a copy of the reward model, adapter and head.
 
-    The adapter starts as the policy's does (B = 0) but for `init=reward`. Raises ModelError without a reward model.
+    The adapter starts as the policy's does (B = 0) but for `init=reward`.
     """
     if cfg.kind == "head":
         width = backbone(policy.model).config.get_text_config().hidden_size

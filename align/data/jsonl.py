@@ -118,7 +118,8 @@ def _state(path: Path) -> tuple[int, ...] | None:
 
 def _heldout(path: Path, ids: NDArray[np.uint64], share: float) -> NDArray[np.uint64]:
     """Ids of the held-out prompts: the `share` of prompts whose hash ranks first, at least one."""
-    assert 0 < share < 1, share
+    if not 0 < share < 1:
+        raise DataError(f"data.heldout={share}: must be a share of the prompts, between 0 and 1")
     distinct = np.unique(ids)
     if len(distinct) < 2:
         raise DataError(f"data.path={path}: only one distinct prompt; two are needed, one to train on and one held out")
