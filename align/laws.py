@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from align import algo_laws, data_laws, vllm_laws
+from align.on_policy_laws import MUTATING_INITS
 from align.refusals import ConfigError, finite, need, one_of, positive, reachable
 from reward_models.formula import parse
 
@@ -78,7 +79,7 @@ def _quant(e: Experiment) -> None:
     one_of(quant, QUANTS, key)
     need(lora is not None, key, quant, "is of a frozen base, and model.lora=none trains it; keep model.lora")
     assert lora is not None
-    need(lora.init not in ("pissa", "olora"), key, quant,
+    need(lora.init not in MUTATING_INITS, key, quant,
          f"has no weights that model.lora.init={lora.init} could rewrite; use model.lora.init=default")  # fmt: skip
     need(not lora.dora, key, quant, "does not combine with model.lora.dora, whose norms need the weights; turn it off")
     need(e.model.start is None, key, quant,
@@ -117,13 +118,13 @@ def _lora_variants(e: Experiment, lora: Lora) -> None:
         f"does not combine with model.lora.init={lora.init}; turn one of them off",
     )
     need(
-        lora.init not in ("pissa", "olora") or e.model.start is None,
+        lora.init not in MUTATING_INITS or e.model.start is None,
         "model.lora.init",
         lora.init,
         "rewrites the base and cannot be combined with model.start; use model.lora.init=default",
     )
     need(
-        lora.init not in ("pissa", "olora") or (e.algo.kind != "reward" and e.reward.learned is None),
+        lora.init not in MUTATING_INITS or (e.algo.kind != "reward" and e.reward.learned is None),
         "model.lora.init",
         lora.init,
         "rewrites the weights that a reward model shares with the policy; use default or gaussian, or a reward that "

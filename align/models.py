@@ -26,6 +26,7 @@ from align import fused, quant
 from align import lora as fused_lora
 from align.embedded import ModelError, embedded_folder, gguf_folder, sha256, tiny_folder
 from align.hub import hub_folder
+from align.on_policy_laws import MUTATING_INITS
 from align.refusals import first_line
 from align.schema import Lora, Model
 from align.starts import merge_start, pretrained, starts
@@ -34,7 +35,7 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 # Inits that rewrite the base: the reference must keep the initial adapter, or KL at step 0 is not 0.
-MUTATING_INITS = ("pissa", "olora")
+
 PEFT_INITS = {"default": True, **dict.fromkeys(fused_lora.STARTS, False)}  # False: A and B both drawn
 # Granite, Cohere and Falcon-H1 multiply their logits outside the head, where align/forward.py would not see it.
 SCALED_LOGITS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")

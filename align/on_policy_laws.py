@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 GROUP_ADVANTAGES = ("group_normalized", "group_centered", "leave_one_out")
 ADVANTAGES = (*GROUP_ADVANTAGES, "gae", "reward")
 ESTIMATORS = ("k1", "k2", "k3")
+MUTATING_INITS = ("pissa", "olora")  # of an adapter: they rewrite the base under it
 RATIO_LEVELS = ("token", "sequence_mean", "sequence_sum")
 AGGREGATES = ("token_mean", "sequence_mean", "sequence_sum", "constant")
 TRUNCATIONS = ("keep", "mask", "penalise", "replace", "ramp")
@@ -128,7 +129,7 @@ def _critic(e: Experiment) -> None:
         f"speaks in the reward model's units and algo.scale.normalise={e.algo.scale.normalise} trains in others; add "
         "algo.scale.normalise=none",
     )
-    mutating = e.model.lora is not None and e.model.lora.init in ("pissa", "olora")
+    mutating = e.model.lora is not None and e.model.lora.init in MUTATING_INITS
     need(
         c.kind == "head" or not mutating,
         "algo.critic.kind",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from align.on_policy_laws import RATIO_LEVELS
+from align.on_policy_laws import MUTATING_INITS, RATIO_LEVELS
 from align.refusals import finite, need, one_of, reachable
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _servable(e: Experiment) -> None:
     need(e.model.quant is None, key, "given", f"the servers have the base in {e.dtype}, not in "
          f"model.quant={e.model.quant}; leave one out")  # fmt: skip
     need(not lora.dora, key, "given", "vLLM serves no model.lora.dora; turn it off")
-    need(lora.init not in ("pissa", "olora"), key, "given", f"model.lora.init={lora.init} rewrites the base, which "
+    need(lora.init not in MUTATING_INITS, key, "given", f"model.lora.init={lora.init} rewrites the base, which "
          "the servers have as it was; use model.lora.init=default")  # fmt: skip
     need(e.sampling.temperature >= COLDEST, "sampling.temperature", e.sampling.temperature, f"vLLM takes {COLDEST} for "
          "whatever is below; use that, or sampling=default")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     """The course of the values in blocks from their lowest to their highest; many are averaged into `width` parts."""
     if len(values) > width:
         bounds = [i * len(values) // width for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
     if not values:
         return ""
     low, high = min(values), max(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 
 class Stamps:
@@ -30,5 +31,5 @@ class Stamps:
     def seconds(self, warmup: int) -> list[float]:
         """Of each step after the warm-up, with its share of what was done before."""
         steps = len(self.times) - 1
-        spans = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        spans = [after - before for before, after in pairwise(self.times)]
         return [span + self.outside / steps for span in spans[warmup:]]

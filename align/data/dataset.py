@@ -51,11 +51,11 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def dropped(what: str, lost: Sequence[float], kept: Sequence[float], unit: str = "tokens") -> str:
+def dropped(what: str, lost: Sequence[float], kept: Sequence[float]) -> str:
     """The note of a filter: how many it dropped, and how long they were beside what it kept."""
     total = len(lost) + len(kept)
     line = f"{what}: dropped {len(lost)} of {total}"
     if not lost:
         return line
     beside = f" against {sum(kept) / len(kept):.1f} kept" if kept else ""
-    return f"{line} (mean {sum(lost) / len(lost):.1f} {unit}{beside})"
+    return f"{line} (mean {sum(lost) / len(lost):.1f} tokens{beside})"

@@ -11,6 +11,7 @@ from typing import Any
 
 from align.data.errors import DataError, RowError
 
+MAX_LISTED = 300  # characters of field names in a message
 MAX_LINE_BYTES = 4 * 1024 * 1024  # a conversation of a million tokens; beyond it the file is no .jsonl
 BOM = b"\xef\xbb\xbf"
 # First bytes of files that are often taken for text, and what to do about it.
@@ -46,10 +47,10 @@ def show(value: Any, width: int = 60) -> str:
     return kind if value is None else f"{kind} {text if len(text) <= width else text[:width] + '...'}"
 
 
-def listed(fields: Iterable[str], width: int = 300) -> str:
+def listed(fields: Iterable[str]) -> str:
     """Field names as an error message lists them: quoted where they are not plain text, and as many as fit."""
     text = ", ".join(name if name.strip() and name.isprintable() else json.dumps(name) for name in sorted(fields))
-    return text if len(text) <= width else text[:width] + "..."
+    return text if len(text) <= MAX_LISTED else text[:MAX_LISTED] + "..."
 
 
 def objects(path: Path, seen: Callable[[bytes], Any]) -> Iterator[tuple[Place, dict[str, Any]]]:

@@ -19,7 +19,7 @@ sum (r_i - mean r)^2 / (k - 1), the sample variance of r, so with m2 = p (1 - p)
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from math import factorial, prod
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,7 @@ def _variances(rows: list[Row]) -> list[Check]:
                  of["group mean", k, 0.0] / of["leave-one-out", k, 0.0], 1e-9, HAND)
         for k in SIZES
     ]  # fmt: skip
-    falls = [of["leave-one-out", a, 0.0] > of["leave-one-out", b, 0.0] for a, b in zip(SIZES, SIZES[1:], strict=False)]
+    falls = [of["leave-one-out", a, 0.0] > of["leave-one-out", b, 0.0] for a, b in pairwise(SIZES)]
     checks.append(Check("steps of k at which leave-one-out varies less", len(falls), sum(falls), 0, HAND))
     apart = max(abs(of["leave-one-out", k, o] - of["leave-one-out", k, 0.0]) for k in SIZES for o in OFFSETS)
     return [*checks, Check("leave-one-out: what an offset of the rewards does to its variance", 0, apart, 1e-12, HAND)]

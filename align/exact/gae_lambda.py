@@ -21,7 +21,7 @@ which rises with lambda. gamma < 1 shrinks both, signal and noise. With a critic
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 from align.exact import Check, Exact, Figure, Panel, furthest, relative
@@ -129,9 +129,6 @@ def _row(kappa: float, gamma: float, lam: float) -> Row:
 def _monotone(rows: list[Row], kappa: float, gamma: float) -> Check:
     """Steps of lambda at which the variance rises and the bias shrinks: all of them."""
     chosen = [row for row in rows if row["kappa"] == kappa and row["gamma"] == gamma]
-    steps = [
-        b["variance"] > a["variance"] and abs(b["bias"]) < abs(a["bias"])
-        for a, b in zip(chosen, chosen[1:], strict=False)
-    ]
+    steps = [b["variance"] > a["variance"] and abs(b["bias"]) < abs(a["bias"]) for a, b in pairwise(chosen)]
     name = f"half a critic, gamma {gamma:g}: steps of lambda with more variance and less bias"
     return Check(name, len(steps), sum(steps), 0, HAND)

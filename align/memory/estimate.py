@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from align.algo_laws import UNTRAINED
 from align.memory import kept, states
 from align.memory.dimensions import Dimensions
 from align.memory.kept import WIDE, Training
@@ -56,7 +57,7 @@ def roles(e: Experiment) -> Roles:
         critic = e.algo.critic is not None and e.algo.critic.kind == "adapter"
         frozen = (("reference",) if e.algo.kl.where != "none" else ()) + (("reward model",) if learned else ())
         return Roles(("policy", "critic") if critic else ("policy",), frozen)
-    if kind in ("best_of_n", "tempered"):
+    if kind in UNTRAINED:
         return Roles((), ("policy", "reward model") if learned else ("policy",))
     if kind == "preference":
         return Roles(("policy",), () if e.algo.loss in ("simpo", "orpo") else ("reference",))
@@ -90,7 +91,7 @@ def full_copies(e: Experiment, shape: Dimensions, place: Place) -> float:
 def _process(e: Experiment, place: Place) -> list[Part]:
     if place.gpus:
         return []
-    decodes = e.algo.kind in ("on_policy", "best_of_n", "tempered")
+    decodes = e.algo.kind in ("on_policy", *UNTRAINED)
     kernels = 0 if place.number == WIDE else KERNELS if decodes else FEWER_KERNELS
     return [
         Part("process", ON_POLICY if decodes else TRL, "interpreter and libraries, measured"),
@@ -102,7 +103,7 @@ def _adapters(e: Experiment, shape: Dimensions, how: Training, place: Place) -> 
     """One base under all roles; an adapter in float32 for each, a reference is the base with its adapter off."""
     found = roles(e)
     trained, asked = len(found.trained), len([role for role in found.frozen if role == "reward model"])
-    idle = 1 if e.algo.kind in ("reward", "best_of_n", "tempered") else 0  # the policy's adapter, which nobody trains
+    idle = 1 if e.algo.kind in ("reward", *UNTRAINED) else 0  # the policy's adapter, which nobody trains
     R, split = shape.adapter(how.rank, how.targets), place.split
     names = ", ".join((*found.trained, *found.frozen))
     packed = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from align.algo_laws import UNTRAINED
 from align.memory import kept
 from align.memory.dimensions import Dimensions
 from align.memory.estimate import Estimate, estimate, full_copies, roles
@@ -44,7 +45,7 @@ def _notes(e: Experiment, shape: Dimensions, place: Place) -> list[str]:
     assumed = f"prompts of {load.prompt} tokens, completions of {load.completion}"
     notes = [f"Assumed: {assumed}, {'bfloat16' if place.number == 2 else 'float32'} base (prompt_tokens=, "
              "completion_tokens=, dtype=)."]  # fmt: skip
-    if learned is not None and learned.run is None and e.algo.kind in ("on_policy", "best_of_n", "tempered"):
+    if learned is not None and learned.run is None and e.algo.kind in ("on_policy", *UNTRAINED):
         stage = estimate(replace(e, algo=learned.algo), shape, place).peak + shape.parameters * place.number
         notes.append(f"A reward model that must be trained first takes {gb(stage)} GB meanwhile, this run's base held.")
     if not place.gpus:

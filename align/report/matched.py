@@ -12,6 +12,7 @@ Nothing is extrapolated: a path that never comes to a level from below has no va
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 Path = Sequence[tuple[float, float]]  # (x, value) in step order
 Paths = Mapping[str, Path]  # seed -> path, of one arm
@@ -45,7 +46,7 @@ def value_at(path: Path, level: float) -> float | None:
     """
     if path and path[0][0] == level:
         return path[0][1]
-    for (x0, v0), (x1, v1) in zip(path, path[1:], strict=False):
+    for (x0, v0), (x1, v1) in pairwise(path):
         if x0 < level <= x1:
             return v0 + (v1 - v0) * (level - x0) / (x1 - x0)
     return None
