@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from align.embedded import ModelError
 
@@ -28,6 +30,14 @@ def return_freed_memory() -> None:
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
+
+
+def lay_out_gradients(parameters: Iterable[Tensor]) -> None:
+    """Zeros where there is no gradient yet. Made amid a backward pass, gradients lie between blocks of activations, and
+    what is freed around them does not hold the next micro-batch (docs/memory.md)."""
+    for parameter in parameters:
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn, set_grad_enabled
 
 from align.checkpoints import load_trainable
 from align.critic import Trained
+from align.device import lay_out_gradients
 from align.forward import Batch, batch_of, micro_batches
 from align.halving import Halving, TooLarge
 from align.maths.masked import masked_sum
@@ -121,6 +122,7 @@ class Learner:
     ) -> dict[str, float]:
         """Of a minibatch's rows, summed over its micro-batches; returns what is logged, summed too. Raises TooLarge."""
         world, totals = self.accelerator.num_processes, dict[str, float]()
+        lay_out_gradients(p for parameters in self.parts.values() for p in parameters)
         for learning, places in self.split(targets, rows):
             minibatch = whole.rows(places.to(whole.ids.device))
             parts = micro_batches(minibatch, self.halving.rows, self.algo.micro_batch_tokens)
@@ -146,10 +148,6 @@ class Learner:
         if not alone or self.algo.critic is not None or self.algo.kl.where == "loss":
             return [(True, rows)]
         silent = ((targets.advantages[rows] == 0) | ~targets.mask[rows]).all(-1)
-        if silent.all():  # weights without a gradient would keep their momentum too
-            for parameters in self.parts.values():
-                for parameter in parameters:
-                    parameter.grad = torch.zeros_like(parameter)
         found = [(True, rows[~silent]), (False, rows[silent])]
         return [(learning, some) for learning, some in found if len(some)]
 

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from align.checkpoints import Keeper
 from align.critic import Trained, build_critic
+from align.device import return_freed_memory
 from align.forward import Scorer, batch_of, score
 from align.maths.control import Moments
 from align.maths.masked import masked_mean
@@ -84,6 +85,7 @@ class OnPolicyTrainer:
             started = time.perf_counter()
             rollout, stats = self.collect(stream, step, hooks.count)
             reports.nonfinite(rollout, self.experiment.guard, step, hooks.event)
+            return_freed_memory()
             if self.served is not None:
                 reports.servers(self.served.told(), stats["sampler/gap"], self.experiment.sampling, step, hooks.event)
             self.memory = self.memory.seen(rollout, self.algo)

@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from align.checkpoints import Keeper, restore_rng, rng_state
+from align.device import lay_out_gradients
 from align.maths import preference
 
 # TRL's key -> ours. What is not here is dropped (its times and token counts: we have our own).
@@ -114,6 +115,7 @@ class Watcher(TrainerCallback):
         if state.global_step == self.begin.step:
             self.begin.restore_rng()  # here: a data loader draws from the global stream when it starts
         self._streams = rng_state()
+        lay_out_gradients(self.trained.parameters())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Called once after each optimizer step, and once more with a summary that has no "loss"."""
