@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from align.memory.arguments import experiment_of
-from align.memory.estimate import estimate, full_copies, roles
+from align.memory.estimate import HOLES, estimate, full_copies, roles
 from align.memory.load import load_of
 from align.memory.states import METHODS
 
@@ -119,3 +119,9 @@ def test_the_peak_is_what_is_held_and_the_largest_phase():
     found = estimate(*asked("algo=grpo"))
     assert found.largest.name == "training"
     assert found.peak == sum(part.size for part in found.held) + max(part.size for part in found.phases)
+
+
+def test_on_a_cpu_a_training_pass_has_holes_and_nothing_else_has():
+    there, here = (parts("algo=grpo", "dtype=float32", f"gpus={gpus}") for gpus in (1, 0))
+    assert here["training"] == pytest.approx((1 + HOLES) * there["training"])
+    assert here["scoring"] == there["scoring"]
