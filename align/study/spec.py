@@ -194,8 +194,6 @@ def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
     arms = [name for name, role in roles.items() if role == "arm"]
     need(("cure" in raw) == bool(raw.get("mitigations")), "cure", raw.get("cure"),
          "declares when a mitigation works: give it exactly where there are mitigations")  # fmt: skip
-    need(raw["primary"].get("rule") != "equivalence" or not raw.get("controls"), "controls", [*raw.get("controls", {})],
-         "a claim of equality has no negative control: leave them out")  # fmt: skip
     tiers = {
         name: values.overrides(own, f"tiers.{name}") for name, own in values.mapping(raw["tiers"], "tiers").items()
     }
@@ -203,6 +201,9 @@ def _armed(raw: Mapping[str, Any], head: Mapping[str, Any]) -> Study:
     secondary = values.mapping(raw.get("secondary", {}), "secondary")
     seeds = values.seeds_by_tier(raw["seeds"], list(tiers))
     primary = _contrast(raw["primary"], arms, "primary")
+    controls = [name for name, role in roles.items() if role == "control"]
+    need(primary.rule != "equivalence" or not controls, "controls", controls,
+         "a claim of equality has no negative control: leave them out")  # fmt: skip
     return Study(
         **head,
         base=values.overrides(raw["base"], "base"),

@@ -26,6 +26,7 @@ def test_one_token_in_261_is_found_and_always_chosen(tmp_path, seed):
     assert last >= 0.95
 
 
+@BY_COMMAND
 def test_so_it_is_with_adapters_for_policy_and_critic(tmp_path):
     """The tiny model's head is too flat for an adapter; this one's is bolder (tests/end_to_end/test_bandit.py)."""
     settings = (

@@ -33,8 +33,6 @@ def test_what_is_measured_is_not_measured_again_until_something_of_it_changes(tm
     for study in ("one", "two"):
         assert run("tier=gpu", study=study, out="gpu") and calls == ["expanded", 9]
     assert run("tier=gpu", study="two", out="gpu") and calls == []
-    (tmp_path / "gpu/made_up/verdict.json").write_text("{")
-    assert run("tier=gpu", study="two", out="gpu") and calls == ["expanded", 9]
 
 
 def test_the_source_of_a_verdict_is_the_study_what_is_asked_and_the_code(tmp_path, monkeypatch):

@@ -164,3 +164,9 @@ def test_a_measured_study_names_a_module_and_a_trained_one_has_none():
     with pytest.raises(ConfigError, match="module=.heads.: there is no such key"):
         study_of(module="heads")
     assert study_of(kind="measured", module="heads").declared != study_of().declared
+
+
+def test_a_claim_of_equality_has_no_negative_control():
+    primary = {"metric": "length/mean", "rule": "equivalence", "high": "treated", "low": "plain", "margin": 0.1}
+    with pytest.raises(ConfigError, match="a claim of equality has no negative control"):
+        study_of(primary=primary)
