@@ -96,10 +96,10 @@ def build_reward_model(cfg: Model, base: Any, tokenizer: Any, seed: int) -> Rewa
 
 def load_reward_model(cfg: Model, base: Any, tokenizer: Any, adapter: Path) -> RewardModel:
     """A trained reward model on the base's storage. Raises ModelError when the adapter does not fit it."""
-    reward_model = build_reward_model(cfg, base, tokenizer, seed=0)
     file = adapter / "adapter_model.safetensors"
     if not file.is_file():  # PEFT would unpickle another, or ask the hub for it
         raise ModelError(f"{adapter} holds no adapter_model.safetensors; did the run finish?")
+    reward_model = build_reward_model(cfg, base, tokenizer, seed=0)
     try:
         weights = load_file(file, device=str(base.device))
         if not any("score" in key for key in weights):

@@ -20,6 +20,8 @@ from align.config import ConfigError, check
 from align.data.lines import _without_duplicates
 from align.embedded import ModelError, _convert, tiny_folder
 from align.private import scrubbed
+from align.report.text import visible
+from align.reward_model import load_reward_model
 from align.runs import Run, RunError, read
 from align.study import values
 from align.watched import Watched
@@ -222,3 +224,16 @@ def test_a_field_twice_is_found_in_a_long_object():
     with pytest.raises(ValueError, match="'k7' twice"):
         _without_duplicates(pairs)
     assert time.perf_counter() - started < 2
+
+
+def test_a_reward_model_in_a_pickle_is_refused_unread(tmp_path):
+    """PEFT would read adapter_model.bin, and without it ask the hub for a repository of the folder's name."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Harm(tmp_path / "mark")))
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
+        load_reward_model(None, None, None, tmp_path)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_what_hides_or_reorders_text_is_shown():
+    assert visible("a\u200eb\u200bc\u2028d\ufeffe\U000e0041f") == "a\ufffdb\ufffdc\ufffdd\ufffde\ufffdf"

@@ -292,3 +292,10 @@ def test_the_page_is_self_contained_and_escaped(html):
 def test_the_figure_has_a_row_for_each_contrast_of_the_effect(html):
     assert html.count('<svg aria-hidden="true">') == 4  # treated, placebo, cured, costly
     assert html.count("<title>seed ") == 20
+
+
+def test_an_interval_over_seeds_alone_says_so(tmp_path):
+    by_prompts = found_of(tmp_path)
+    assert page.ALONE not in page.sentence(by_prompts.verdict, KNOWN["length/mean"])
+    seeds = replace(by_prompts.verdict, prompts=0)
+    assert page.sentence(seeds, KNOWN["length/mean"]).split(", ")[-3] == page.ALONE == "over seeds alone"
