@@ -186,9 +186,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def experiment(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config says which experiment it is, flat; its circumstances are left out, groups of them whole."""
-    flat = flatten(config).items()
-    return {k: v for k, v in flat if not any(k == left or k.startswith(f"{left}.") for left in NOT_THE_EXPERIMENT)}
+    """What of a config says which experiment it is, flat."""
+    return without(flatten(config), NOT_THE_EXPERIMENT)
+
+
+def without(flat: Mapping[str, Any], left: Sequence[str]) -> dict[str, Any]:
+    """A flat config without these keys; a group that is named goes whole."""
+    return {k: v for k, v in flat.items() if not any(k == name or k.startswith(f"{name}.") for name in left)}
 
 
 def _experiment(run: SeedRun) -> dict[str, Any]:

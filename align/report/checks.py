@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from align.report.arms import Arm, SeedRun, differing, flatten
+from align.report.arms import Arm, SeedRun, differing, flatten, without
 from align.report.text import config_value, listing, visible
 from align.runs import VOLATILE
 
@@ -78,10 +78,7 @@ def _fingerprints(run: SeedRun) -> list[Any] | None:
 def _ruler(run: SeedRun) -> dict[str, Any]:
     """What the probe's numbers depend on beside the policy. It samples at temperature 1, nothing cut off."""
     flat = flatten({"probe": run.record.config.get("probe"), "sampling": run.record.config.get("sampling")})
-    return {
-        key: value for key, value in flat.items()
-        if value is not None and not any(key == left or key.startswith(f"{left}.") for left in NOT_THE_PROBES)
-    }  # fmt: skip
+    return {key: value for key, value in without(flat, NOT_THE_PROBES).items() if value is not None}
 
 
 def _unequal_rulers(arms: Sequence[Arm]) -> list[str]:
@@ -142,7 +139,7 @@ def _values_at_zero(members: Members, key: str) -> dict[str, Members]:
 
 def _rounding(logged: Members, key: str) -> bool:
     values = [run.probes[0][key] for _, run in logged]
-    tokens = logged[0][1].record.config.get("sampling", {}).get("max_new_tokens")
+    tokens = flatten(logged[0][1].record.config).get("sampling.max_new_tokens")
     if not all(isinstance(value, int | float) for value in (*values, tokens)):
         return False
     return bool(max(values) - min(values) <= NATS_PER_TOKEN * tokens)

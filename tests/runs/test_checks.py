@@ -118,3 +118,9 @@ def test_seeds_that_differ_in_circumstances_or_in_a_null_are_one_arm(tmp_path):
     other = write_run(tmp_path / "b", config("grpo", 1, checkpoint={"every": 10, "keep": 1}, probe__train_pairs=None))
     arms, left_out = group(load([first, other]))
     assert [len(arm.seeds) for arm in arms] == [2] and not left_out and warnings_of(first, other) == []
+
+
+def test_a_config_whose_groups_are_none_is_compared_all_the_same(tmp_path):
+    ends = (("grpo", 0.0), ("dpo", 1.0))
+    paths = [write_run(tmp_path / name, config(name, sampling=3), values={"kl/k1": value}) for name, value in ends]
+    assert any("kl/k1 is" in said for said in warnings_of(*paths))
