@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ except ImportError:  # not on Windows: there nothing is locked
 # machine only (its folders have no flock of their own), and an exclusive lock needs a handle that can write (flock(2)).
 FILE = ".lock"
 _held = set[int]()  # handles of locks
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre mounted without `flock`, say
 GLANCE = 0.2  # seconds that a lock is tried for: whoever looks whether it is held (`held`) has it for a moment
 
 
@@ -36,8 +38,11 @@ def lock(path: Path) -> int | None:
                 unlock(handle)
                 return None
             time.sleep(GLANCE / 10)
-        except OSError:
+        except OSError as error:
             unlock(handle)
+            if error.errno in NO_LOCKS:
+                raise OSError(error.errno, "its file system has no locks (flock); mount it with them, or name a folder "
+                              "on another") from error  # fmt: skip
             raise
         else:
             return handle
@@ -100,6 +105,10 @@ def held(path: Path) -> bool:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False  # where nothing can be locked no run is
     finally:
         os.close(handle)
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from align.locks import lock, unlock, waiting
+from align.locks import held, lock, unlock, waiting
 from align.runs import Run, RunError
 
 HOLD = "import sys, time; from align.locks import lock; from pathlib import Path; handle = lock(Path(sys.argv[1])); print(handle, flush=True); time.sleep({})"  # noqa: E501
@@ -72,3 +73,16 @@ def test_what_a_killed_holder_had_forked_holds_nothing_either(tmp_path):
         unlock(handle)
     finally:
         os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_no_error_for_who_looks(tmp_path, monkeypatch, number):
+    folder = tmp_path / "run"
+
+    def none_here(handle, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("align.locks.fcntl.flock", none_here)
+    with pytest.raises(RunError, match="no locks"):
+        Run.create(folder, {}, {})
+    assert not held(folder)
