@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import align
 from align.config import config_hash
 from align.data import Data
 from align.models import Policy
+from align.reward_model import RewardModel
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "hydra-core", "datasets")
+ROUNDING = ("device", "threads", "align", "commit", "python")  # of meta.json, what numbers may depend on besides those
 
 
 def describe(
@@ -25,6 +28,7 @@ def describe(
     dtype: torch.dtype,
     policy: Policy,
     data: Data,
+    learned: RewardModel | None,
     processes: int,
 ) -> dict[str, Any]:
     return {
@@ -32,6 +36,7 @@ def describe(
         "config_hash": config_hash(settings),
         "start_fingerprint": policy.fingerprint,
         "data_fingerprint": data.fingerprint,
+        "reward_fingerprint": learned.fingerprint if learned else None,
         "data_notes": list(data.notes),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": processes,
@@ -42,6 +47,24 @@ def describe(
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def elsewhere(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What to say when a run goes on with other software, or on another machine, than it began with."""
+    was, has = _rounding(before), _rounding(now)
+    changed = [
+        f"{key} {has[key]} (began with {was[key]})"
+        for key in has
+        if None not in (was.get(key), has[key]) and was[key] != has[key]
+    ]
+    if not changed:
+        return ""
+    return f"goes on with {', '.join(changed)}: numbers may round differently from here"
+
+
+def _rounding(meta: Mapping[str, Any]) -> dict[str, Any]:
+    versions = meta.get("versions")
+    return {key: meta[key] for key in ROUNDING if key in meta} | (versions if isinstance(versions, dict) else {})
 
 
 def commit() -> str | None:

@@ -21,7 +21,7 @@ from align.checkpoints import prune
 from align.compare import report
 from align.config import plain
 from align.data import Data
-from align.describe import describe
+from align.describe import describe, elsewhere
 from align.device import keep_freed_memory, resolve_device, resolve_dtype
 from align.models import Policy, load_policy
 from align.opened import Measure, OpenRun
@@ -68,7 +68,7 @@ def execute(experiment: Experiment) -> Path:
     rewards = build_rewards(formula, data, learned, finite=experiment.guard.nonfinite == "stop",
                             seconds=experiment.reward_seconds)  # fmt: skip
     title = " ".join((experiment.algo.name, experiment.model.name, experiment.data.name))
-    meta = describe(plain(experiment), title, device, dtype, policy, data, accelerator.num_processes)
+    meta = describe(plain(experiment), title, device, dtype, policy, data, learned, accelerator.num_processes)
     with opening(experiment, where, meta, accelerator, f"{title}  seed {experiment.seed}, {experiment.steps} steps, "
                  f"{device}, {str(dtype)[6:]} -> {where.path}", data.notes) as opened:  # fmt: skip
         with opened.stop.listening():
@@ -116,6 +116,8 @@ def opening(
             terminal.note(f"  {warning.message}")
         if where.before is not None:
             terminal.note(f"  goes on from step {start.step if start else 0}")
+            if moved := elsewhere(where.before.meta, meta):
+                opened.event("elsewhere", start.step if start else 0, moved)
             if start is not None and opened.keeper.recut:
                 opened.event("processes", start.step, opened.keeper.recut)
         elif experiment.resume:

@@ -127,6 +127,9 @@ def newest(where: Place, meta: Mapping[str, Any]) -> Snapshot | None:
     for key, what in (("start_fingerprint", "start weights"), ("data_fingerprint", "data"), ("dtype", "dtype")):
         if where.before.meta.get(key) != meta[key]:
             raise RunError(f"run_dir={where.path}: the {what} changed since the run began; it cannot go on")
+    scored_by = where.before.meta.get("reward_fingerprint")  # runs older than the key lack it
+    if scored_by not in (None, meta["reward_fingerprint"]):
+        raise RunError(f"run_dir={where.path}: the reward model was trained again since the run began; it cannot go on")
     for found in snapshots(where.path / "checkpoints"):
         if covers(where.path, found.run):
             return found

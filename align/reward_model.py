@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from align.attention import can_pack
-from align.embedded import ModelError
+from align.embedded import ModelError, sha256
 from align.models import add_adapter, twin
 from align.packing import last_hidden, right_pad
 from align.schema import Model
@@ -27,6 +27,7 @@ class RewardModel:
 
     model: Any  # PeftModel around AutoModelForSequenceClassification
     tokenizer: Any
+    fingerprint: str | None = None  # SHA-256 of its weights; None until it is trained
 
     def save(self, folder: Path) -> None:
         """Write `adapter/` with the head in it, and the tokenizer."""
@@ -110,4 +111,5 @@ def load_reward_model(cfg: Model, base: Any, tokenizer: Any, adapter: Path) -> R
     if outcome.unexpected_keys:
         raise ModelError(f"{adapter} does not fit model={cfg.name}: unexpected weights {outcome.unexpected_keys[:3]}")
     reward_model.model.requires_grad_(False).eval()
+    reward_model.fingerprint = sha256(file)
     return reward_model

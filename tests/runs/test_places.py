@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import yaml
 
 from align.checkpoints import write
 from align.config import plain
+from align.describe import elsewhere
 from align.locks import is_empty
 from align.places import Place, newest, place
 from align.runs import Run, RunError
 from tests.config.test_conf import composed
 from tests.runs.test_checkpoints import damage, snapshot
 
-META = {"start_fingerprint": "a", "data_fingerprint": "b", "dtype": "float32"}
+META = {"start_fingerprint": "a", "data_fingerprint": "b", "reward_fingerprint": "c", "dtype": "float32"}
 
 
 def settings(tmp_path: Path, *overrides: str) -> Any:
@@ -80,6 +82,38 @@ def test_a_run_whose_start_or_data_have_changed_cannot_go_on(tmp_path, key, what
     cut_off(place(e), e)
     with pytest.raises(RunError, match=f"the {what} changed"):
         newest(place(e), META | {key: "other"})
+
+
+def test_a_run_cannot_go_on_with_another_reward_model(tmp_path):
+    e = settings(tmp_path, "resume=true")
+    cut_off(place(e), e)
+    for other in ("other", None):
+        with pytest.raises(RunError, match="the reward model was trained again"):
+            newest(place(e), META | {"reward_fingerprint": other})
+
+
+def test_a_run_older_than_the_reward_models_fingerprint_goes_on(tmp_path):
+    e = settings(tmp_path, "resume=true")
+    path = cut_off(place(e), e)
+    (path / "meta.json").write_text(json.dumps({k: v for k, v in META.items() if not k.startswith("reward")}))
+    assert newest(place(e), META).step == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ({"threads": 2, "versions": {"torch": "2.13.0", "trl": "1.8"}}, ""),
+        ({"threads": 8, "versions": {"torch": "2.13.0"}}, "threads 2 (began with 8)"),
+        ({"threads": 2, "versions": {"torch": "2.12.0"}}, "torch 2.13.0 (began with 2.12.0)"),
+        ({"threads": 4, "versions": {"torch": "2.12.0"}}, "threads 2 (began with 4), torch 2.13.0 (began with 2.12.0)"),
+        ({"threads": 2}, ""),  # what was not written down cannot be said to differ
+        ({"versions": "2.12.0"}, ""),
+        ({}, ""),
+    ],
+)
+def test_other_software_or_another_machine_is_said(before, said):
+    found = elsewhere(before, {"threads": 2, "versions": {"torch": "2.13.0", "trl": "1.8"}, "name": "grpo"})
+    assert found == (f"goes on with {said}: numbers may round differently from here" if said else "")
 
 
 def test_a_new_run_goes_on_from_nothing(tmp_path):
