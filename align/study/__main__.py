@@ -38,7 +38,8 @@ CONFIRMED, REVERSED, EQUIVALENT, INCONCLUSIVE or INVALID. Without study= it list
   jobs=N        runs at a time, each in a process of its own; with more than one their messages go to out/NAME/logs
   seeds=, KEY=VALUE of align.run (model=tiny steps=2)   to try a study out; the verdict then says "not as declared"
 
-Written into out/NAME: verdict.json, index.html, contrasts.csv, summary.csv and every figure as .svg and .png.
+Written into out/NAME: verdict.json, index.html, contrasts.csv, summary.csv and every figure as .svg and .png. An exact
+study trains nothing: it writes tables of its own instead of those two, and takes no tier, seeds or settings of runs.
 A study that was stopped goes on with the same command. One that is finished takes seconds and changes nothing.
 """
 

@@ -38,6 +38,13 @@ def test_conf_has_the_files_it_should():
     assert found == GROUPS
 
 
+def test_help_lists_what_can_be_chosen():
+    said = (CONF / "hydra" / "help" / "align.yaml").read_text()
+    for group in ("algo", "data", "model", "probe", "reward", "sampling"):
+        listed = re.search(rf"^  {group}: ((?:.+,\n)*.+)$", said, re.MULTILINE)[1]
+        assert {name.strip() for name in listed.split(",")} == {c for g, c in choices() if g == group} - NOT_CHOICES
+
+
 @pytest.mark.parametrize(("group", "name"), [c for c in choices() if c[1] not in NOT_CHOICES])
 def test_every_choice_composes_and_passes_the_laws(group, name):
     extra = NEEDS.get((group, name), [])
