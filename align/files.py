@@ -15,12 +15,19 @@ def replacing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield aside
+        _flush(aside)
         aside.replace(path)
     except OSError as error:
         error.add_note(f"in writing {path}")
         raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """To the disk itself: after a power cut the name would stand there with nothing in it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from align.config import ConfigError, check
 from align.files import write_text
 from align.locks import held
 from align.places import Place, place
+from align.private import scrubbed
 from align.report.text import visible
 from align.runs import RunError, read
 from align.schema import Experiment
@@ -93,7 +94,9 @@ def run_job(cfg: DictConfig) -> float | int:
     except BaseException as error:  # submitit ends a job whose time is over by an exception of its own
         kept = {job.number: job for job in records(folder)}.get(job.number, job)
         code, why = (2, f"{type(error).__name__}: {error}") if isinstance(error, Exception) else (INTERRUPTED, "")
-        record(folder, replace(kept.ended(code, _first_line(why)), seconds=round(time.monotonic() - started, 3)))
+        ended = replace(kept.ended(code, _first_line(scrubbed(why))), seconds=round(time.monotonic() - started, 3))
+        with suppress(OSError):  # on a full disk too it is that error which passes on
+            record(folder, ended)
         raise
     value: float | int = job.exit_code or 0
     if objective is not None and value == 0:

@@ -7,12 +7,16 @@ import re
 
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)  # in the name of a variable
 SHORTEST = 4  # of a value that is looked for in texts: shorter ones stand in every other word
+ADDRESS = re.compile(r"://(?:[^/@\s]*:\S*|[^/@\s]+)@")  # a password may have slashes
+# Of TOKENIZERS_PARALLELISM, MAX_TOKENS: no secrets, and words of many a sentence
+PLAIN = re.compile(r"true|false|none|null|auto|[0-9]{1,7}", re.IGNORECASE)
 
 
 def scrubbed(text: str) -> str:
     """A message of a library without passwords of addresses and values of such variables."""
-    text = re.sub(r"://[^/@\s]+@", "://***@", text)
-    for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= SHORTEST:
+    text = ADDRESS.sub("://***@", text)
+    values = {value.strip() for name, value in os.environ.items() if SECRET.search(name)}
+    for value in sorted(values, key=len, reverse=True):  # one may be the beginning of another
+        if len(value) >= SHORTEST and not PLAIN.fullmatch(value):
             text = text.replace(value, "***")
     return text

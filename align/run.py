@@ -11,6 +11,7 @@ import re
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from align.compose import CONF, MISTAKES, composed, sentence
 from align.config import ConfigError, check
 from align.jobs import BASIC_LAUNCHER, INTERRUPTED, LAST_WORDS, PARENT, run_job
+from align.private import scrubbed
 from align.refusals import need, refuse_unknown
 from align.report.text import complain, visible
 from align.stopping import end_with
@@ -56,7 +58,7 @@ def entry(cfg: DictConfig) -> str | float:
             stop(str(error), 1)  # who is still there after that is the only one that knows
         notes = getattr(error, "__notes__", [])  # align/runs.py notes where the run directory has the traceback
         if not notes:
-            traceback.print_exc()
+            print(scrubbed(visible(traceback.format_exc())), file=sys.stderr)
         stop("\n".join([f"the run failed: {type(error).__name__}: {error}", *notes]), 2)
     if MAIN_PROCESS:
         print(path)
@@ -89,12 +91,14 @@ def main() -> None:
 
 def stop(message: str, code: int) -> NoReturn:
     if message:
+        message = scrubbed(message)
         if code == INTERRUPTED:
             print(visible(message), file=sys.stderr)
         else:
             complain(message)
         if LAST_WORDS in os.environ:
-            Path(os.environ[LAST_WORDS]).write_text(message, encoding="utf-8", errors="replace")
+            with suppress(OSError):  # a full disk must not make it another exit code
+                Path(os.environ[LAST_WORDS]).write_text(message, encoding="utf-8", errors="replace")
     sys.exit(code)
 
 

@@ -32,6 +32,7 @@ import yaml
 
 from align.files import appending, write_text
 from align.locks import is_empty, lock, unlock
+from align.private import scrubbed
 from align.refusals import on_one_line
 from align.strict_json import parsed, parsed_yaml
 
@@ -180,10 +181,10 @@ class Run:
         else:
             import traceback
 
-            write_text(self.path / "error.log", "".join(traceback.format_exception(kind, error, trace)))
+            write_text(self.path / "error.log", scrubbed("".join(traceback.format_exception(kind, error, trace))))
             if error is not None:
                 error.add_note(f"The traceback is in {self.path / 'error.log'}")
-            self.status("failed", seconds=seconds, error=f"{kind.__name__}: {error}")
+            self.status("failed", seconds=seconds, error=scrubbed(f"{kind.__name__}: {error}"))
 
 
 @dataclass(frozen=True)

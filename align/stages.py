@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,15 @@ def answered(cfg: Any, experiment: Experiment, policy: Policy, asked: Sequence[P
     for path in (SHIPPED / name, cached):
         if path.is_file():
             return read_pool(path, asked)
-    many = len(asked) * cfg.pool.samples
-    print(f"sampling a pool of {many} answers from the start model, once: {cached}", flush=True)
+    with _alone(cached, "sampling this pool"):
+        if not cached.is_file():
+            many = len(asked) * cfg.pool.samples
+            print(f"sampling a pool of {many} answers from the start model, once: {cached}", flush=True)
+            write_pool(cached, _sampled(cfg, policy, asked))
+    return read_pool(cached, asked)
+
+
+def _sampled(cfg: Any, policy: Policy, asked: Sequence[Prompt]) -> Pool:
     sampling = Sampling(cfg.pool.temperature, None, None, None, cfg.pool.max_new_tokens, POOL_ROWS, "merged", None,
                         None)  # fmt: skip
 
@@ -70,9 +77,22 @@ def answered(cfg: Any, experiment: Experiment, policy: Policy, asked: Sequence[P
         got = sample(policy, prompts, samples, sampling, derive(0, "pool"), model=policy.reference)
         return list(zip(got.texts, got.lengths.tolist(), got.finished.tolist(), strict=True))
 
-    pool = make_pool(cfg, answers, policy.fingerprint, asked)
-    write_pool(cached, pool)
-    return pool
+    return make_pool(cfg, answers, policy.fingerprint, asked)
+
+
+@contextmanager
+def _alone(path: Path, doing: str) -> Iterator[None]:
+    """Of several processes that would make `path`, one at a time. Raises RunError where none can, before it is made."""
+
+    def say() -> None:
+        print(f"another process is {doing}: waiting for {path}", flush=True)
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(waiting(path.with_suffix(".lock"), say))
+        except OSError as error:
+            raise RunError(f"runs_root: {path.parent} cannot be written: {error.strerror or error}") from error
+        yield
 
 
 def obtain_reward_model(
@@ -100,12 +120,8 @@ def _once(experiment: Experiment, execute: Callable[[Experiment], Path]) -> None
     path, processes = Path(str(experiment.run_dir)), PartialState()
     if _finished(path):
         return
-
-    def say() -> None:
-        print(f"another process is training the reward model: waiting for {path}", flush=True)
-
     main = processes.is_main_process
-    with waiting(path.with_suffix(".lock"), say) if main else nullcontext():
+    with _alone(path, "training the reward model") if main else nullcontext():
         processes.wait_for_everyone()  # the others look when the main process holds the lock
         finished = _finished(path)
         processes.wait_for_everyone()  # and all have looked before anything changes

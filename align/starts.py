@@ -10,7 +10,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from align.embedded import ModelError
+from align.embedded import ModelError, cache_root
 from align.refusals import first_line
 from align.runs import RunError, read
 from align.schema import Model
@@ -20,7 +20,8 @@ def pretrained(loader: Any, where: str, asked: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(where, trust_remote_code=False, local_files_only=True, **options)
     except Exception as error:  # of a damaged file the libraries raise whatever it makes them stumble over
-        raise ModelError(f"{asked}: transformers cannot load it: {first_line(error)}") from error
+        fix = f"; remove {where}, it will be made again" if Path(where).parent == cache_root() else ""
+        raise ModelError(f"{asked}: transformers cannot load it: {first_line(error)}{fix}") from error
 
 
 def merge_start(model: Any, cfg: Model) -> Any:

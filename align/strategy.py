@@ -33,6 +33,14 @@ FIX = (
     "model.quant=nf4 is for a base that is not"
 )
 
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+# Accelerate obeys these over what it is told, and says nothing.
+TAKEN_FROM_THE_ENVIRONMENT = {
+    ACCUMULATION: "would divide gradients that the loop has divided already; unset it, algo.micro_batch does that",
+    "ACCELERATE_DYNAMO_BACKEND": "would compile the model for training and not for the probe; leave it out",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "cuts the model or its inputs up, which no run here can have; leave it out",
+}
+
 
 def asked(env: Mapping[str, str]) -> str:
     """-> one process, ddp, fsdp1, fsdp2, zero0 ... zero3 or megatron"""
@@ -63,6 +71,9 @@ def prepare(env: Mapping[str, str] = os.environ) -> None:
         need(
             importlib.util.find_spec("deepspeed") is not None, KEY, asked(env), "needs DeepSpeed: pip install deepspeed"
         )
+    for name, fix in TAKEN_FROM_THE_ENVIRONMENT.items():
+        value = env.get(name, "no")
+        need(value.lower() in ("no", "false", "1" if name == ACCUMULATION else "no"), name, value, fix)
     need(
         not ("ACCELERATE_USE_CPU" in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env),
         "num_processes (accelerate launch)",

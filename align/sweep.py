@@ -13,7 +13,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,12 @@ def settle(folder: Path, code: int, error: str = "") -> list[Job]:
     submitit's are processes that the sweep's end does not end."""
     jobs = records(folder)
     over = [job.state == "running" and not (job.run_dir and held(Path(job.run_dir))) for job in jobs]
-    return [record(folder, job.ended(code, error)) if gone else job for job, gone in zip(jobs, over, strict=True)]
+    settled = [job.ended(code, error) if gone else job for job, gone in zip(jobs, over, strict=True)]
+    for job, gone in zip(settled, over, strict=True):
+        if gone:
+            with suppress(OSError):  # a full disk: the table still says it
+                record(folder, job)
+    return settled
 
 
 def close(folder: Path, jobs: Sequence[Job]) -> int:

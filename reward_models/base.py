@@ -60,11 +60,24 @@ def evaluate(name: str, source: RewardSource, samples: Sequence[Sample], *, fini
         raise RewardError(
             f"reward '{name}' raised {type(error).__name__}: {error}\n{_culprit(name, source, samples)}"
         ) from error
-    if values is None or not hasattr(values, "__len__"):
-        raise RewardError(f"reward '{name}' returned {values!r}; expected {len(samples)} floats, one per completion")
-    if len(values) != len(samples):
-        raise RewardError(f"reward '{name}' returned {len(values)} values for {len(samples)} completions")
+    many = _length(values)
+    if many is None:
+        raise RewardError(
+            f"reward '{name}' returned {_repr(values)}; expected {len(samples)} floats, one per completion"
+        )
+    if many != len(samples):
+        raise RewardError(f"reward '{name}' returned {many} values for {len(samples)} completions")
     return [_checked(name, value, sample, finite) for value, sample in zip(values, samples, strict=True)]
+
+
+def _length(values: Any) -> int | None:
+    """Of a list, tuple, array or tensor; None for what has no order that is its completions'."""
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__getitem__"):
+        return None
+    try:
+        return len(values)
+    except Exception:  # a tensor without dimensions; whatever a class of the user's raises
+        return None
 
 
 def within(seconds: float | None, name: str, source: RewardSource) -> RewardSource:
@@ -99,11 +112,19 @@ def _checked(name: str, value: Any, sample: Sample, finite: bool) -> float:
         if isinstance(value, str | bytes):
             raise TypeError  # float("5") would work, and "good" would not: texts are refused whatever they say
         number = float(value)
-    except (TypeError, ValueError):
-        raise RewardError(f"reward '{name}' returned {value!r}, which is not a number\n{_show(sample)}") from None
+    except Exception:  # whatever `__float__` of an object raises; 10**400 is an OverflowError
+        raise RewardError(f"reward '{name}' returned {_repr(value)}, which is not a number\n{_show(sample)}") from None
     if finite and not math.isfinite(number):
         raise RewardError(f"reward '{name}' returned {number}, which is not finite\n{_show(sample)}")
     return number
+
+
+def _repr(value: Any, width: int = 300) -> str:
+    try:
+        said = repr(value)
+    except Exception:  # an integer of more digits than Python prints, an object that cannot say what it is
+        said = f"an object of {type(value).__name__}"
+    return said if len(said) <= width else f"{said[:width]}..."
 
 
 def _culprit(name: str, source: RewardSource, samples: Sequence[Sample]) -> str:

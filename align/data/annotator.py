@@ -27,6 +27,7 @@ from reward_models.gates import pool_gates
 from reward_models.instructions import prompt_specs
 from reward_models.labels import MAX_PAIRS_PER_PROMPT, LabelledPair, LabelSettings, label_pairs
 
+MAX_POOL_BYTES = 256 * 2**20  # unpacked; the shipped one has 0.8 million, and a small file may unpack to any size
 # (prompts, samples of each) -> (text, tokens with EOS, finished) per answer, prompt-major
 Sampler = Callable[[Sequence[Prompt], int], Sequence[tuple[str, int, bool]]]
 Record = TypeVar("Record")
@@ -127,8 +128,14 @@ def write_pool(path: Path, pool: Pool) -> None:
 
 def read_pool(path: Path, asked: Sequence[Prompt] | None = None) -> Pool:
     """Raises DataError when the file is not a pool, is damaged, or answers other prompts than this version's."""
+    if not path.is_file():  # a pipe would be waited for
+        raise DataError(f"pool {path}: there is no such file")
     try:
-        lines = gzip.decompress(path.read_bytes()).decode().removesuffix("\n").split("\n")
+        with gzip.open(path) as file:
+            text = file.read(MAX_POOL_BYTES + 1)
+        if len(text) > MAX_POOL_BYTES:
+            raise DataError(f"pool {path}: more than {MAX_POOL_BYTES} bytes; it is no pool")
+        lines = text.decode().removesuffix("\n").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"pool {path}: cannot be read: {error}") from None
     header = _record(path, 1, PoolHeader, lines[0])
@@ -145,7 +152,7 @@ def _record(path: Path, number: int, schema: type[Record], line: str) -> Record:
     types: dict[str, Any] = {"str": str, "int": int, "float": (float, int), "bool": bool}
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"pool {path}, line {number}: not JSON; sample it again") from None
     for field in fields(schema):  # type: ignore[arg-type]
         if not isinstance(value, dict) or not isinstance(value.get(field.name), types[str(field.type)]):
@@ -156,8 +163,9 @@ def _record(path: Path, number: int, schema: type[Record], line: str) -> Record:
 def _check_rows(what: str, pool: Pool, asked: Sequence[Prompt]) -> None:
     if pool.header.prompts != _prompt_set(asked):
         raise DataError(f"{what}: it answers another set of prompts than this version's; sample it again")
-    expected = [(prompt.id, i) for prompt in asked for i in range(pool.header.samples)]
-    if [(row.prompt_id, row.sample) for row in pool.rows] != expected:
+    as_many = len(pool.rows) == len(asked) * pool.header.samples  # first: the header may say any number
+    expected = [(prompt.id, i) for prompt in asked for i in range(pool.header.samples if as_many else 0)]
+    if not as_many or [(row.prompt_id, row.sample) for row in pool.rows] != expected:
         raise DataError(
             f"{what}: {len(pool.rows)} answers that are not {pool.header.samples} for each of the "
             f"{len(asked)} prompts in order; sample it again"

@@ -70,6 +70,9 @@ def load(cfg: Any, tokenizer: Any | None) -> Data:
     )
 
 
+MOST_UNREAD = 1000  # names that are kept to be told of: every line may have others
+
+
 class _Examples:
     """A file's examples, and where those stand that are kept: 24 bytes of each."""
 
@@ -91,7 +94,8 @@ class _Examples:
                 known = self.reader.name
                 expected = f"a {known} ({', '.join(FORMATS[known])}) as in line {first}: one format per file"
                 raise place.error(None, f"a {name} ({', '.join(FORMATS[name])})", expected)
-            self.unread |= set(fields) - set(FORMATS[name])
+            if len(self.unread) < MOST_UNREAD:
+                self.unread |= set(fields) - set(FORMATS[name])
             self.count += 1
             yield self.reader.read(place, fields)
 

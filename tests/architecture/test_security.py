@@ -22,9 +22,11 @@ from align.embedded import ModelError, _convert, tiny_folder
 from align.private import scrubbed
 from align.report.text import visible
 from align.reward_model import load_reward_model
+from align.run import stop
 from align.runs import Run, RunError, read
 from align.study import values
 from align.watched import Watched
+from reward_models.base import RewardError
 from tests.architecture.test_imports import FILES, ROOT
 from tests.end_to_end.helpers import execute, no_warmup
 
@@ -182,6 +184,24 @@ def test_a_message_of_a_library_is_without_passwords(monkeypatch):
     assert said == "request to http://***@127.0.0.1:9/x failed with key ***"
     monkeypatch.setenv("SOME_KEY", "a")  # a letter that stands in every word
     assert scrubbed("a plan") == "a plan"
+    assert scrubbed("http://user:a/b@c/d@host/x and http://host/y") == "http://***@host/x and http://host/y"
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # no secret
+    monkeypatch.setenv("MAX_TOKENS", "4096")
+    monkeypatch.setenv("OTHER_KEY", "abcdef")  # the beginning of another
+    assert scrubbed("false, 4096, abcdef123, abcdef") == "false, 4096, ***, ***"
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, RewardError])
+def test_what_a_run_leaves_of_its_failure_has_no_secret(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-abcdef123")
+    with pytest.raises(kind), Run.create(tmp_path / "run", {}, {}):
+        raise kind("https://api.example/v1?key=sk-abcdef123 cannot be reached")
+    monkeypatch.setenv("ALIGN_LAST_WORDS", str(tmp_path / "run" / "words"))
+    with pytest.raises(SystemExit):
+        stop("https://api.example/v1?key=sk-abcdef123 cannot be reached", 2)
+    left = {file.name: file.read_text() for file in (tmp_path / "run").iterdir()}
+    assert all("key=*** cannot" in left[name] for name in ("error.log", "status.json", "words"))
+    assert not any("abcdef" in text for text in left.values())
 
 
 def test_a_study_of_somebody_else_gives_hydra_nothing_to_make():

