@@ -48,7 +48,11 @@ FURTHER |= {
     "temperature": ("algo=temperature",),
 }
 UNTRAINED = ("best_of_n", "temperature")
-RECUT = ("sft", "dpo", "ppo", "grpo")  # stopped on one number of processes, gone on with on another
+# Stopped on one number of processes, gone on with on another; ALIGN_WHOLE=1 for every algorithm.
+RECUT = ("sft", "dpo", "ppo", "grpo")
+if "ALIGN_WHOLE" in os.environ:
+    FURTHER["rloo scaled"] = (*ALGORITHMS["rloo"], "algo.scale.normalise=running")  # moments of all rollouts so far
+    RECUT = tuple(name for name in ALGORITHMS | FURTHER if name not in UNTRAINED)
 STOP = 3  # a step at which no checkpoint is due
 # Adam's eps as PPO has it (docs/algorithms.md, P26): with 1e-8 an element whose gradient is rounding takes whole steps
 COMMON = (f"steps={STEPS}", f"probe.every={STEPS}", "algo.optimizer.eps=1e-5", "checkpoint.every=2")
