@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -19,11 +21,16 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for (its LoR
 OURS = ("--model", "--served-model-name", "--host", "--port", "--dtype", "--enable-lora", "--max-lora-rank",
         "--max-loras", "--max-cpu-loras", "--logprobs-mode", "--generation-config", "--max-num-seqs",
         "--api-key")  # fmt: skip
-# What would have it listen elsewhere, run code, unpickle, or have a key in the run directory. vLLM takes abbreviations.
-UNSAFE = ("--trust-remote-code", "--load-format", "--hf-token", "--uds", "--middleware", "--config", "--tokenizer",
-          "--lora-modules", "--hf-overrides", "--worker-cls", "--worker-extension-cls", "--logits-processors",
-          "--tool-parser-plugin", "--reasoning-parser-plugin", "--io-processor-plugin", "--allowed-local-media-path",
-          "--allowed-origins", "--root-path", "--hf-config-path", "--model-loader-extra-config")  # fmt: skip
+# What a user may add, of vLLM 0.32: memory, speed, the log. Nothing that listens, imports or reads a file; and
+# nothing that samples other numbers on purpose, as arguments are no part of what an experiment is.
+VALUED = ("--max-model-len", "--gpu-memory-utilization", "--kv-cache-memory-bytes", "--num-gpu-blocks-override",
+          "--block-size", "--cpu-offload-gb", "--max-num-batched-tokens", "--max-cudagraph-capture-size",
+          "--tensor-parallel-size", "--uvicorn-log-level")  # fmt: skip
+SWITCHES = ("--enforce-eager", "--no-enforce-eager", "--enable-prefix-caching", "--no-enable-prefix-caching",
+            "--enable-chunked-prefill", "--no-enable-chunked-prefill", "--async-scheduling", "--no-async-scheduling",
+            "--disable-cascade-attn", "--disable-custom-all-reduce", "--disable-log-stats",
+            "--disable-uvicorn-access-log")  # fmt: skip
+PLAIN = re.compile(r"[A-Za-z0-9.]+")  # a number or a word: no path, no JSON, no further argument
 
 
 def enforce(e: Experiment) -> None:
@@ -101,17 +108,29 @@ def _servers(v: Vllm) -> None:
              "(docs/vllm.md), or servers that run: sampling.vllm.urls=[http://HOST:PORT]")  # fmt: skip
         reachable("sampling.vllm.python", v.python)
         need(Path(v.python or "").expanduser().is_file(), "sampling.vllm.python", v.python, "there is no such file")
-    for argument in v.arguments:
-        name = argument.partition("=")[0].replace("_", "-")
-        if not name.startswith("--"):  # the value of the one before
-            continue
-        ours, unsafe = (any(one.startswith(name) for one in names) for names in (OURS, UNSAFE))
-        need(not ours, "sampling.vllm.arguments", name, "the run gives this itself; leave it out")
-        need(not unsafe, "sampling.vllm.arguments", name, "a server of the run's own listens on 127.0.0.1, runs no "
-             "code, reads safetensors and is given no key in an argument; leave it out")  # fmt: skip
+    _arguments(v.arguments)
     finite(v.seconds, "sampling.vllm.seconds", 0, open_low=True)
     need(0 <= v.retries <= 100, "sampling.vllm.retries", v.retries, "must be between 0 and 100")
     finite(v.gap, "sampling.vllm.gap", 0, open_low=True)
+
+
+def _arguments(given: Sequence[str]) -> None:
+    """Each name in full, so that it means one thing to vLLM too: it takes abbreviations, `-x` and `--name.key`. A value
+    that belongs to no name would be the model."""
+    key, rest = "sampling.vllm.arguments", list(given)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        known = name[:2] + name[2:].replace("_", "-")
+        need(known not in OURS, key, known, "the run gives this itself; leave it out")
+        need(known in VALUED + SWITCHES, key, name, "is not among the names that the run's own server may be given, in "
+             f"full: {' '.join(VALUED + SWITCHES)} (docs/vllm.md); leave it out, or name a server that you started "
+             "with it: sampling.vllm.urls=[http://HOST:PORT]")  # fmt: skip
+        if known in SWITCHES:
+            need(not equals, key, f"{name}={value}", f"takes no value; use {known}")
+            continue
+        if not equals:
+            value = rest.pop(0) if rest else ""
+        need(bool(PLAIN.fullmatch(value)), key, f"{name}={value}", "must be a number or a word")
 
 
 def _url(url: str) -> None:

@@ -206,12 +206,12 @@ def main() -> None:
         parser.add_argument(name, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--enable-lora", action="store_true", required=True)
-    parser.add_argument("--fault", default="")
     known, _ = parser.parse_known_args()
     assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True" and known.logprobs_mode == "processed_logprobs"
-    if known.fault == "start":
+    fault = os.environ.get("FAKE_VLLM_FAULT", "")
+    if fault == "start":
         raise SystemExit("no memory for the cache")
-    fake = Fake(known.model, known.port, os.environ["VLLM_API_KEY"], known.fault)
+    fake = Fake(known.model, known.port, os.environ["VLLM_API_KEY"], fault)
     fake.released.wait()
 
 

@@ -139,9 +139,10 @@ def test_its_own_server_is_started_again_when_it_dies(tmp_path, monkeypatch):
     assert "started again" in str(read_lines(record.path / "events.jsonl"))
 
 
-def test_a_server_that_cannot_start_is_reported_with_its_last_words(tmp_path):
+def test_a_server_that_cannot_start_is_reported_with_its_last_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_VLLM_FAULT", "start")
     with pytest.raises(ConfigError, match="(?s)ended .* instead of starting.*no memory for the cache"):
-        execute(tmp_path, *no_warmup("grpo"), *OWN, "steps=1", "sampling.vllm.arguments=['--fault=start']")
+        execute(tmp_path, *no_warmup("grpo"), *OWN, "steps=1")
     (tmp_path / "text").write_text("not a program")
     with pytest.raises(ConfigError, match="cannot be started: Permission denied"):
         execute(tmp_path, *no_warmup("grpo"), *SERVED, "steps=1", f"sampling.vllm.python={tmp_path}/text")
