@@ -26,6 +26,8 @@ from urllib.parse import urlsplit
 
 from align.refusals import on_one_line
 
+CONNECT = 5.0  # seconds for a connection: nothing can break it off, and Ctrl-C waits for it
+COMPLETIONS = "/v1/completions"
 ANSWER_BYTES = 64 * 2**20  # of an answer of 32768 tokens 3 MB
 SAID = 300  # characters of what a server says that are passed on
 CEILING = 1e-3  # of a logprob: 0 and rounding
@@ -58,6 +60,7 @@ class Server:
         self.kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.open = set[socket.socket]()
+        self.aborted = False
 
     def models(self, seconds: float) -> dict[str, str | None]:
         """Name -> folder of what it serves."""
@@ -83,7 +86,7 @@ class Server:
             "presence_penalty": 0.0, "frequency_penalty": 0.0, "logprobs": 0, "return_token_ids": True,
             "ignore_eos": True, "stop_token_ids": list(stop_ids),  # EOS is one of them; the server may know others
         }  # fmt: skip
-        said = self._asked("POST", "/v1/completions", body, seconds)
+        said = self._asked("POST", COMPLETIONS, body, seconds)
         wrong = f"{self.url} answered a request for a completion with"
         if said.get("model") != model:
             raise ServerError(f"{wrong} the model {on_one_line(str(said.get('model')))[:SAID]} instead of {model}")
@@ -101,16 +104,20 @@ class Server:
         return answer
 
     def abort(self) -> None:
-        """Give up what is being asked: the threads that wait for it go on with a ServerError."""
+        """Give up what is being asked: the threads that wait for it go on with a ServerError. No completion is asked
+        for again, as a thread may be about to; adapters can be unloaded."""
+        self.aborted = True
         for asked in list(self.open):
             _break(asked)
 
     def _asked(self, method: str, path: str, body: Any, seconds: float) -> dict[str, Any]:
-        connection = self.kind(self.host, self.port, timeout=seconds)
+        connection = self.kind(self.host, self.port, timeout=min(seconds, CONNECT))
         deadline = time.monotonic() + seconds
         try:
-            connection.connect()
+            self._connect(connection, path)
+            connection.sock.settimeout(seconds)
             with self._limited(connection.sock, deadline):
+                self._go_on(path)
                 connection.request(method, path, None if body is None else json.dumps(body), self.headers)
                 response = connection.getresponse()
                 text = self._read(response)
@@ -127,6 +134,17 @@ class Server:
         except (ValueError, RecursionError):
             raise ServerError(f"{self.url} answered {path} with damaged JSON: {on_one_line(text)[:SAID]}") from None
         return said
+
+    def _connect(self, connection: HTTPConnection, path: str) -> None:
+        self._go_on(path)
+        try:
+            connection.connect()
+        except TimeoutError:
+            raise ServerError(f"{self.url} took no connection for {path} within {connection.timeout:g} s") from None
+
+    def _go_on(self, path: str) -> None:
+        if self.aborted and path == COMPLETIONS:
+            raise ServerError(f"{self.url} was given up")
 
     @contextmanager
     def _limited(self, connection: socket.socket, deadline: float) -> Iterator[None]:

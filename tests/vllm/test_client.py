@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,48 @@ def test_what_is_being_asked_can_be_given_up(fakes, adapter):
     with pytest.raises(ServerError):
         server.complete("one", REQUEST, 1.0, STOPS, 25)
     assert time.monotonic() - started < 5
+    with pytest.raises(ServerError, match="given up"):
+        server.complete("one", REQUEST, 1.0, STOPS, 25)
+    server.unload("one", 5)  # a run that was interrupted leaves its servers as they were
+    assert set(server.models(5)) == {"base"}
+
+
+@pytest.fixture
+def full() -> Iterator[socket.socket]:
+    """A server that takes no connection: as many as may wait do."""
+    waiting = list[socket.socket]()
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening:
+        with suppress(TimeoutError):
+            while True:
+                waiting.append(socket.socket())
+                waiting[-1].settimeout(0.3)
+                waiting[-1].connect(listening.getsockname())
+        waiting.pop().close()  # it would come before whoever tries to connect next
+        yield listening
+    for one in waiting:
+        one.close()
+
+
+def test_a_server_that_takes_no_connection_has_failed_after_seconds(full):
+    server = Server("http://127.0.0.1:{1}".format(*full.getsockname()))
+    started = time.monotonic()
+    with pytest.raises(ServerError, match="took no connection for /v1/completions within 5 s"):
+        server.complete("one", REQUEST, 1.0, STOPS, 25)
+    assert time.monotonic() - started < 15
+
+
+def test_a_connection_that_comes_about_after_it_was_given_up_is_not_asked_anything(full):
+    server = Server("http://127.0.0.1:{1}".format(*full.getsockname()))
+
+    def give_up() -> None:
+        server.abort()
+        full.accept()  # there is room: the system's next attempt to connect succeeds
+
+    threading.Timer(0.3, give_up).start()
+    started = time.monotonic()
+    with pytest.raises(ServerError, match="given up"):
+        server.complete("one", REQUEST, 1.0, STOPS, 25)
+    assert time.monotonic() - started < 15
 
 
 def test_without_its_key_a_server_says_so(fakes):
