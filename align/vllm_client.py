@@ -14,7 +14,6 @@ An answer is believed only when everything about it fits the question.
 from __future__ import annotations
 
 import json
-import math
 import socket
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ COMPLETIONS = "/v1/completions"
 ANSWER_BYTES = 64 * 2**20  # of an answer of 32768 tokens 3 MB
 SAID = 300  # characters of what a server says that are passed on
 CEILING = 1e-3  # of a logprob: 0 and rounding
+FLOOR = -1e4  # of a logprob: no token that is less likely is ever drawn, and float32 holds what is above
 
 
 class ServerError(Exception):
@@ -101,7 +101,7 @@ class Server:
         problem = _problem(answer, finish, request.limit, stop_ids)
         if problem:
             raise ServerError(f"{wrong} {problem}")
-        return answer
+        return Answer(answer.ids, tuple(map(float, answer.logprobs)))
 
     def abort(self) -> None:
         """Give up what is being asked: the threads that wait for it go on with a ServerError. No completion is asked
@@ -186,7 +186,7 @@ def _problem(answer: Answer, finish: str, limit: int, stop_ids: tuple[int, ...])
         return f"{len(ids)} tokens where 1 to {limit} ids were asked for"
     if len(logprobs) != len(ids):
         return f"{len(logprobs)} logprobs of {len(ids)} tokens"
-    strange = [p for p in logprobs if not isinstance(p, float | int) or not -math.inf < p <= CEILING]
+    strange = [p for p in logprobs if type(p) not in (float, int) or not FLOOR < p <= CEILING]
     if strange:
         return f"logprobs that are none: {on_one_line(str(strange[:3]))[:SAID]}"
     ended = ids[-1] in stop_ids

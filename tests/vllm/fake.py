@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import threading
 import time
@@ -182,7 +183,8 @@ def spoiled(fault: str, said: dict[str, Any]) -> dict[str, Any]:
         ids.append(7)
     if fault == "vocabulary":
         ids[0] = 10**30
-    strange = {"none": None, "nan": float("nan"), "positive": 0.5}
+    strange = {"none": None, "nan": float("nan"), "positive": 0.5, "infinite": -math.inf, "huge": -(10**400),
+               "low": -1e300, "false": False}  # fmt: skip
     if fault in strange:
         logprobs[0] = strange[fault]
     if fault == "name":

@@ -50,6 +50,10 @@ def test_a_completion_is_its_tokens_and_their_logprobs(fakes, adapter):
         ("none", r"logprobs that are none: \[None\]"),
         ("nan", r"logprobs that are none: \[nan\]"),
         ("positive", r"logprobs that are none: \[0.5\]"),
+        ("infinite", r"logprobs that are none: \[-inf\]"),
+        ("huge", "logprobs that are none: .-1000000"),  # an integer of JSON that no float holds
+        ("low", r"logprobs that are none: \[-1e\+300\]"),  # a float that float32 does not hold
+        ("false", r"logprobs that are none: \[False\]"),
         ("name", "the model base instead of one"),
         ("prompt", "a completion of another prompt"),
         ("early", "neither end nor reach the limit of 6"),
