@@ -75,6 +75,10 @@ class Fake(ThreadingHTTPServer):
             else:
                 self.adapted.load_adapter(folder, adapter_name=own)
                 self.weights[name] = own
+        if self.fault == "load_hang":
+            self.released.wait(SLOW)
+        if self.fault == "load_error":
+            return 500, "engine core is busy"
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
     @torch.no_grad()
@@ -143,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "die":
             threading.Thread(target=server.stop, daemon=True).start()
             return self.connection.close()
-        said = spoiled(fault, server.sample(asked))
+        said = spoiled(fault, server.sample(asked), next(iter(asked["stop_token_ids"]), 0))
         text = json.dumps(said)
         if fault == "torn":
             text = text[: len(text) // 2]
@@ -175,8 +179,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data[:-9] if short else b"" if drip else data)
 
 
-def spoiled(fault: str, said: dict[str, Any]) -> dict[str, Any]:
-    """The answer with one thing wrong."""
+def spoiled(fault: str, said: dict[str, Any], stop: int) -> dict[str, Any]:
+    """The answer with one thing wrong. `stop`: a token that ends completions."""
     choice = said["choices"][0]
     ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
     if fault == "ids":
@@ -194,10 +198,11 @@ def spoiled(fault: str, said: dict[str, Any]) -> dict[str, Any]:
     if fault == "early":
         choice["token_ids"], choice["logprobs"]["token_logprobs"] = ids[:1], logprobs[:1]
         choice["finish_reason"] = "length"
-    if fault == "empty":
-        said["choices"] = []
-    if fault == "list":
-        said["choices"] = [None]
+    if fault == "middle":
+        ids[0] = stop
+    choices = {"empty": [], "list": [None], "two": [choice, choice]}
+    if fault in choices:
+        said["choices"] = choices[fault]
     return said
 
 

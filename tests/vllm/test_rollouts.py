@@ -177,6 +177,14 @@ def test_the_only_server_is_asked_again_and_given_the_adapter_it_lost(fakes, tmp
     assert "404" in made.told()[0]
 
 
+@pytest.mark.parametrize("fault", ["load_error", "load_hang"])
+def test_an_adapter_that_a_server_has_is_used_whatever_it_said_when_it_was_sent(fakes, tmp_path, untouched, fault):
+    fake = fakes(fault=fault)
+    made = rollouts.sampler(tmp_path, untouched, fake, overrides=("sampling.vllm.seconds=3",))
+    check_whole(untouched, ask(made), 0, fake)
+    assert len(fake.loaded) == 1 and made.told() == []
+
+
 def test_a_rollout_that_no_server_can_give_fails_and_says_what_they_said(fakes, tmp_path, untouched):
     one, two = fakes(), fakes()
     made = rollouts.sampler(tmp_path, untouched, one, two, overrides=("sampling.vllm.retries=1",))
