@@ -200,7 +200,7 @@ class ServedSampler:
                     continue
                 if answer is not None:
                     found[i] = answer
-        except BaseException:  # the user's Ctrl-C: nobody waits for the rest
+        except BaseException:  # Ctrl-C, or the run was told to end: nobody waits for the rest
             pool.shutdown(wait=False, cancel_futures=True)
             for server in ready:
                 server.abort()
@@ -212,6 +212,7 @@ class ServedSampler:
     def close(self) -> None:
         """Leave servers that go on as they were, as far as they answer."""
         for server in self.servers:
+            server.abort()  # again: a second signal may have come while a round was given up
             if isinstance(server, OwnServer):
                 continue
             with suppress(ServerError):  # it is gone, and what it had with it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,17 @@ from align.models import Policy, locate
 from align.records import Completions, Prompt
 from align.rollouts import from_main
 from align.schema import Experiment
+from align.stopping import Stop, Terminated
 from align.vllm_client import Server
 from align.vllm_laws import RANKS, key_of
 from align.vllm_rollouts import ServedSampler
 from align.vllm_server import OwnServer
 
 BASE = "base"  # what a server of the run's own calls its model
+
+
+class GivenUp(Exception):
+    """The run was told to end while servers sampled: there is no rollout, and nothing was trained on its part."""
 
 
 class OnMain:
@@ -29,8 +34,19 @@ class OnMain:
     def __init__(self, accelerator: Accelerator, sampler: ServedSampler | None):
         self.accelerator, self.sampler = accelerator, sampler
 
-    def __call__(self, *asked: Any) -> Completions:
-        completions: Completions = from_main(self.accelerator, lambda: self.sampler and self.sampler(*asked))
+    def __call__(self, stop: Stop, *asked: Any) -> Completions:
+        """Raises GivenUp, on every process, when the main one is told to end: servers that hang would outlast the time
+        until it is killed."""
+
+        def ask() -> Completions | None:
+            assert self.sampler is not None
+            with suppress(Terminated), stop.breakable():
+                return self.sampler(*asked)
+            return None
+
+        completions: Completions | None = from_main(self.accelerator, ask)
+        if completions is None:
+            raise GivenUp
         return completions
 
     def told(self) -> list[str]:

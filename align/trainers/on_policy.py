@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import pad
 
-from align.checkpoints import Keeper
+from align.checkpoints import Keeper, restore_rng, rng_state
 from align.critic import Trained, build_critic
 from align.device import return_freed_memory
 from align.forward import Scorer, batch_of, score
@@ -28,11 +29,12 @@ from align.rollouts import joined, taken, together
 from align.sampling import sample
 from align.schema import Experiment
 from align.seeds import derive
+from align.stopping import Stop, Terminated
 from align.trainers import reports
 from align.trainers.estimators import Memory, divergence, estimate, weighted
 from align.trainers.learner import Learner
 from align.trainers.prompts import PromptStream
-from align.vllm_served import OnMain
+from align.vllm_served import GivenUp, OnMain
 
 
 class Hooks(NamedTuple):
@@ -63,7 +65,7 @@ class OnPolicyTrainer:
         served: OnMain | None = None,  # by servers; None: the policy is sampled in this process
     ):
         self.experiment, self.algo, self.policy, self.rewards = experiment, experiment.algo, policy, rewards
-        self.accelerator, self.served = accelerator, served
+        self.accelerator, self.served, self.stop = accelerator, served, Stop()
         self._check_processes()
         temperature = experiment.sampling.temperature
         policy.model.eval()
@@ -77,13 +79,18 @@ class OnPolicyTrainer:
 
     def train(self, prompts: Sequence[Prompt], hooks: Hooks) -> None:
         stream = PromptStream(prompts, self.algo.prompts_per_step, self.experiment.seed)
+        self.stop = hooks.keeper.stop
         for step in range(self.restore(stream, hooks.keeper), self.experiment.steps + 1):
             hooks.probe(step)
             hooks.keeper.save(step, self.scorers, lambda: self.state(stream))
             if step == self.experiment.steps:
                 break
-            started = time.perf_counter()
-            rollout, stats = self.collect(stream, step, hooks.count)
+            started, drawn, streams = time.perf_counter(), stream.drawn, rng_state()
+            try:
+                rollout, stats = self.collect(stream, step, hooks.count)
+            except GivenUp:
+                restore_rng(streams)  # a reward may have drawn for the rollout's first draws
+                self.end(step, hooks.keeper, self.state(stream) | {"drawn": drawn})
             reports.nonfinite(rollout, self.experiment.guard, step, hooks.event)
             return_freed_memory()
             if self.served is not None:
@@ -99,6 +106,13 @@ class OnPolicyTrainer:
             self.watch_critic(stats, step, hooks.event)
             now = time.perf_counter()
             hooks.log(step + 1, stats | {"time/update": now - scored, "time/step": now - started})
+
+    def end(self, step: int, keeper: Keeper, state: dict[str, Any]) -> NoReturn:
+        """With a checkpoint of `step`, from which it goes on as if nothing had been sampled since. One that was due is
+        there already: written again, it would be gone for a moment, in which the run may be killed."""
+        if step % keeper.cfg.every:
+            keeper.save(step, self.scorers, lambda: state)
+        raise Terminated
 
     def collect(
         self, stream: PromptStream, step: int, count: Callable[..., None] = lambda **_: None
@@ -128,12 +142,14 @@ class OnPolicyTrainer:
         With max_draws > 1, groups whose rewards are all equal give way to groups of further prompts (DAPO's dynamic
         sampling, arXiv:2503.14476, section 3.2); what is still missing after the last draw is filled up with them.
         """
-        speaking, silent = list[Rollout](), list[Rollout]()
+        speaking, silent, consumed = list[Rollout](), list[Rollout](), Counter[str]()
         for draw in range(self.algo.max_draws):
             prompts = stream.next()
             drawn = self.answered(prompts, ("rollout", step, *([draw] if draw else [])))
-            count(prompts=len(prompts), completions=len(drawn.rewards), gen_tokens=int(drawn.completions.mask.sum()))
+            consumed.update(prompts=len(prompts), completions=len(drawn.rewards),
+                            gen_tokens=int(drawn.completions.mask.sum()))  # fmt: skip
             if self.algo.max_draws == 1:
+                count(**consumed)
                 return drawn, {}
             K = self.algo.group_size
             for i, rewards in enumerate(drawn.rewards.view(-1, K)):
@@ -142,6 +158,7 @@ class OnPolicyTrainer:
                 (speaking if told_apart else silent).append(group)
             if len(speaking) >= self.algo.prompts_per_step:
                 break
+        count(**consumed)  # at the end: of a rollout that is given up in a later draw nothing counts
         kept = (speaking + silent)[: self.algo.prompts_per_step]
         stats = {"group/drawn": float(len(speaking) + len(silent)), "group/discarded_silent": float(
             len(silent) - max(len(kept) - len(speaking), 0))}  # fmt: skip
@@ -152,7 +169,7 @@ class OnPolicyTrainer:
         share, K = len(prompts) // self.accelerator.num_processes, self.algo.group_size
         first = self.accelerator.process_index * share
         asked = K, self.experiment.sampling, derive(self.experiment.seed, *stream)
-        served = self.served and self.served(self.policy, prompts, *asked)
+        served = self.served and self.served(self.stop, self.policy, prompts, *asked)
 
         def rollout() -> Rollout:
             if served is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,18 @@ from align.models import Policy, load_policy
 from align.records import Completions
 from align.vllm_client import Server
 from align.vllm_rollouts import ServedSampler
+from reward_models.base import Sample
 from tests.config.test_conf import composed
 from tests.invariants.families import PROMPTS, STOPS
 from tests.vllm.fake import Fake
 
 SMALL = ("model=tiny", "data=arithmetic", "device=cpu", "dtype=float32", "tracker=none", "sampling=vllm",
          "sampling.max_new_tokens=8", "sampling.vllm.seconds=5")  # fmt: skip
+
+
+def seldom(samples: Sequence[Sample]) -> list[float]:
+    """A draw from the global random stream, which most groups of four have alike: dynamic sampling draws again."""
+    return [float(random.random() < 0.1) for _ in samples]
 
 
 def at(*fakes: Fake) -> list[str]:

@@ -19,6 +19,7 @@ from align.runs import read, read_lines, stable
 from align.vllm_rollouts import RolloutError
 from align.vllm_server import OwnServer
 from tests.end_to_end.helpers import BY_COMMAND, ROOT, TINY, execute, no_warmup, run
+from tests.faults.child import start
 from tests.vllm.rollouts import at
 
 SERVED = ("sampling=vllm", "sampling.max_new_tokens=8", "sampling.vllm.seconds=20", "algo.prompts_per_step=2",
@@ -78,6 +79,41 @@ def test_a_run_whose_servers_fail_goes_on_where_it_stopped_to_the_same_end(fakes
     assert again.path == left
     assert [stable(row) for row in again.rows] == [stable(row) for row in whole.rows]
     assert len(good.answered) == 1 + 2 * 9, "the start; two rollouts with their canaries"
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        # requests before the server hangs, in the third rollout: of 8 or 16 each, and a canary
+        ((*no_warmup("grpo"), "checkpoint.every=1000"), 2 * 9 + 4),
+        ((*no_warmup("grpo"), "checkpoint.every=1"), 2 * 9 + 4),
+        ((*no_warmup("dapo"), "algo.max_draws=2", "reward.formula=tests.vllm.rollouts:seldom",
+          "checkpoint.every=1000"), 2 * 17 + 1 + 8 + 3),
+    ],
+    ids=["grpo", "grpo with a checkpoint of the step", "dapo in its second draw"],
+)  # fmt: skip
+def test_told_to_end_a_run_gives_up_a_rollout_of_servers_that_hang_and_goes_on_before_it(
+    fakes, tmp_path, settings, asked
+):
+    settings = (*settings, *SERVED, "sampling.vllm.seconds=100", "steps=4")
+    start(tmp_path / "whole", *settings, *at(fakes())).join()
+    whole = read(tmp_path / "whole" / "run")
+    bad, folder = fakes(times=asked), tmp_path / "cut"
+    bad.after = "hang"
+    child = start(folder, *settings, *at(bad))
+    wait_for(lambda: bad.calls["/v1/completions"] > asked, 60)
+    told = time.monotonic()
+    child.terminate()
+    child.join(60)
+    assert time.monotonic() - told < 15, "far from the 100 seconds of a request"
+    left = read(folder / "run")
+    assert left.state == "interrupted" and len(left.phase("train")) == 2
+    assert next(snapshots(folder / "run" / "checkpoints")).step == 2
+    assert not bad.adapters, "as they were"
+    start(folder, *settings, "resume=true", *at(fakes())).join()
+    again = read(folder / "run")
+    assert again.state == whole.state == "finished"
+    assert [stable(row) for row in again.rows] == [stable(row) for row in whole.rows]
 
 
 def test_what_went_wrong_is_an_event_of_its_step(fakes, tmp_path):
