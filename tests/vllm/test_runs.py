@@ -202,6 +202,31 @@ def test_two_processes_share_one_server_and_sample_what_one_does(tmp_path):
     assert not read_lines(two.path / "events.jsonl")
 
 
+@BY_COMMAND
+@pytest.mark.slow
+def test_two_processes_give_up_a_rollout_together(fakes, tmp_path):
+    settings = (*TINY, *no_warmup("grpo"), *SERVED, "sampling.vllm.seconds=100", "steps=4", "checkpoint.every=1000")
+
+    def launched(name: str, *overrides: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "conf/accelerate/ddp.yaml",
+                   "-m", "align.run", *settings, f"run_dir={tmp_path}/{name}", *overrides]  # fmt: skip
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert launched("whole", *at(fakes())).wait(200) == 0
+    asked = 2 * 9 + 4
+    bad = fakes(times=asked)
+    bad.after = "hang"
+    child = launched("cut", *at(bad))
+    wait_for(lambda: bad.calls["/v1/completions"] > asked, 100)
+    child.terminate()
+    child.wait(60)
+    assert read(tmp_path / "cut").state == "interrupted"
+    assert next(snapshots(tmp_path / "cut" / "checkpoints")).step == 2
+    assert launched("cut", "resume=true", *at(fakes())).wait(200) == 0
+    whole, again = (read(tmp_path / name) for name in ("whole", "cut"))
+    assert [stable(row) for row in again.rows] == [stable(row) for row in whole.rows]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
