@@ -1,6 +1,7 @@
 """SIGTERM, which a cluster sends some time before SIGKILL: the step is finished, a checkpoint written, the run ends.
 
-A probe, which changes nothing that is trained, is broken off and measured when the run goes on. A second signal does
+A probe, which changes nothing that is trained, is broken off and measured when the run goes on; so is a rollout that
+servers sample (align/vllm_served.py), which they may never end. A second signal does
 not wait for the step, unless it is the first one heard twice: a cluster tells every process of a job, and a launcher
 tells its workers what it was told.
 """
