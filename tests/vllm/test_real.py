@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 
+from align.checkpoints import load_trainable, trainable
 from align.forward import Scorer, batch_of, score
 from align.maths.masked import masked_mean
 from align.models import load_policy
@@ -49,11 +50,20 @@ def served(tmp_path_factory):
     own.stop()
 
 
-def gap(sampler, completions, temperature=1.0):
-    policy = sampler.policy
+def logprobs(policy, completions):
     batch = batch_of(completions, policy.tokenizer.pad_token_id, policy.device)
-    trainers = score(Scorer(policy.model, temperature), batch)[0]
-    return float(masked_mean((trainers - completions.logprobs).abs(), completions.mask))
+    with torch.no_grad():
+        return score(Scorer(policy.model, 1.0), batch)[0]
+
+
+def gap(sampler, completions):
+    return float(masked_mean((logprobs(sampler.policy, completions) - completions.logprobs).abs(), completions.mask))
+
+
+def under(policy, weights, completions):
+    """Log-probabilities of the tokens with these weights, [tokens] float64."""
+    load_trainable(policy.model, weights)
+    return logprobs(policy, completions)[completions.mask].double()
 
 
 def test_the_servers_logprobs_are_the_trainers_before_and_after_an_update(served):
@@ -65,6 +75,26 @@ def test_the_servers_logprobs_are_the_trainers_before_and_after_an_update(served
     assert gap(served, after) < 0.1 < gap(served, before), "the second adapter is another, and was taken up"
     assert [name for name in served.servers[0].models(10) if name != "base"] == [served.adapter.name]
     assert served.told() == []
+
+
+def test_a_change_as_small_as_one_update_is_served(served):
+    """Rounding hides it in any one token. Over many, s - p_before regressed on p_after - p_before has the slope 1 when
+    the server has the weights of after, and 0 when it still has those of before. p in float32: rounding of its own
+    would flatten the slope."""
+    exact = load_policy(composed(*SETTINGS).model, torch.device("cpu"), torch.float32, 0)
+    before = {name: weights.clone() for name, weights in trainable(served.policy.model).items()}
+    served.begin()
+    move(served.policy, 2e-3, seed=7)
+    made = served(served.policy, PROMPTS, 32, served.cfg, 5)
+    p_before, p_after = (under(exact, weights, made) for weights in (before, trainable(served.policy.model)))
+    load_trainable(served.policy.model, before)
+    change, seen = p_after - p_before, made.logprobs[made.mask].double() - p_before
+    slope = float((change * seen).sum() / change.square().sum())
+    error = float((seen - slope * change).std() / change.square().sum().sqrt())
+    print(f"\nslope {slope:.3f}, standard error {error:.3f}; change {float(change.abs().mean()):.4f} nats per token, "
+          f"rounding {float((seen - change).abs().mean()):.4f}, {len(change)} tokens")  # fmt: skip
+    assert float(change.abs().mean()) < 0.1 and error < 0.1
+    assert abs(slope - 1) < 3 * error
 
 
 def test_a_completion_ends_with_its_stop_token_or_at_the_limit(served):
