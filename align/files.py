@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+# Where a run writes in its directory beside the files that lie directly in it. Not wandb/: W&B puts links into that.
+FOLDERS = ("checkpoints", "adapter", "model", "start", "sent", "tensorboard")
 
 
 @contextmanager
@@ -14,6 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside it to write to, which takes its place: a reader sees the old content or the new, never half."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        aside.unlink(missing_ok=True)  # a link of that name would be written through
         yield aside
         _flush(aside)
         aside.replace(path)
@@ -42,3 +47,25 @@ def appending(path: Path) -> TextIO:
 
 def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def not_own(folder: Path) -> Path | None:
+    """An entry of a run directory, or of a folder that a run writes into, which is neither a file nor a folder: through
+    a link one would write and remove elsewhere, on a pipe one would wait. None: there is none, or no such folder."""
+    places = [folder, *(folder / name for name in FOLDERS)]
+    while places:
+        place = places.pop(0)
+        for entry in sorted(place.iterdir()) if place.is_dir() else ():
+            if _odd(entry):
+                return entry
+            if place != folder and entry.is_dir():
+                places.append(entry)
+    return None
+
+
+def _odd(path: Path) -> bool:
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:  # another process has removed it meanwhile
+        return False
+    return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))

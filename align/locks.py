@@ -18,6 +18,7 @@ except ImportError:  # not on Windows: there nothing is locked
 # The lock of a folder is that of a file in it, open for writing: on NFS a lock of the folder itself would hold on one
 # machine only (its folders have no flock of their own), and an exclusive lock needs a handle that can write (flock(2)).
 FILE = ".lock"
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # in a folder that somebody sent it may lead anywhere; not on Windows
 _held = set[int]()  # handles of locks
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre mounted without `flock`, say
 GLANCE = 0.2  # seconds that a lock is tried for: whoever looks whether it is held (`held`) has it for a moment
@@ -25,7 +26,7 @@ GLANCE = 0.2  # seconds that a lock is tried for: whoever looks whether it is he
 
 def lock(path: Path) -> int | None:
     """Lock a folder or file for as long as the returned handle is open; None when another process holds it."""
-    handle = os.open(_file(path), os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(_file(path), os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
     _held.add(handle)
     if fcntl is None:
         return handle
@@ -77,11 +78,10 @@ def is_empty(folder: Path) -> bool:
 def waiting(path: Path, say: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of a file, made if missing; `say` is called when another process has to be waited for."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
     handle = lock(path)
     if handle is None:
         say()
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDWR | NO_LINK)
         _held.add(handle)
         fcntl.flock(handle, fcntl.LOCK_EX)
     try:

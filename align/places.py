@@ -13,7 +13,7 @@ import yaml
 
 from align import locks
 from align.config import config_hash, plain
-from align.runs import CIRCUMSTANCES, LINES, RunError, RunRecord, read
+from align.runs import CIRCUMSTANCES, LINES, RunError, RunRecord, need_own, read
 from align.schema import Experiment
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def _cleared(path: Path) -> bool:
 
 def _begun(file: Path, here: Mapping[str, Any]) -> bool:
     """Whether a file is of a start of this experiment that was stopped before meta.json was written, and can go."""
+    if file.is_symlink():
+        return False
     if file.name in (*LINES, locks.FILE):
         return file.is_file() and file.stat().st_size == 0
     if file.name != "config.yaml":
@@ -124,6 +126,7 @@ def newest(where: Place, meta: Mapping[str, Any]) -> Snapshot | None:
 
     if where.before is None:
         return None
+    need_own(where.path)  # before anything in its checkpoints is opened
     for key, what in (("start_fingerprint", "start weights"), ("data_fingerprint", "data"), ("dtype", "dtype")):
         if where.before.meta.get(key) != meta[key]:
             raise RunError(f"run_dir={where.path}: the {what} changed since the run began; it cannot go on")

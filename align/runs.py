@@ -30,7 +30,7 @@ from typing import Any, Self
 
 import yaml
 
-from align.files import appending, write_text
+from align.files import appending, not_own, write_text
 from align.locks import is_empty, lock, unlock
 from align.private import scrubbed
 from align.refusals import on_one_line
@@ -52,6 +52,13 @@ class RunError(ValueError):
     """A run directory cannot be written or read as asked."""
 
 
+def need_own(path: Path) -> None:
+    """Raises RunError for a run directory in which something is not its own: what a run writes there stays there."""
+    if (odd := not_own(path)) is not None:
+        raise RunError(f"run_dir={path}: {on_one_line(str(odd.relative_to(path)))} is a link or a pipe, which no run "
+                       "makes; put a file or folder of its own there, or name another run_dir")  # fmt: skip
+
+
 class Run:
     """An open run directory. Use as a context manager: leaving it writes the final state.
 
@@ -63,6 +70,7 @@ class Run:
         self.path = path
         self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         self._started = time.monotonic()
+        need_own(path)
         held = lock(path)
         if held is None:
             raise RunError(f"run_dir={path}: another process is working in it")

@@ -19,6 +19,7 @@ from align.compose import composed
 from align.config import ConfigError, check
 from align.data.lines import _without_duplicates
 from align.embedded import ModelError, _convert, tiny_folder
+from align.files import appending
 from align.private import scrubbed
 from align.report.text import visible
 from align.reward_model import load_reward_model
@@ -215,8 +216,10 @@ def test_files_of_a_run_are_not_links_to_others(tmp_path):
     victim.write_text("precious\n")
     run.mkdir()
     (run / "events.jsonl").symlink_to(victim)
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="events.jsonl is a link"):
         Run.reopen(run, None)
+    with pytest.raises(OSError):
+        appending(run / "events.jsonl")
     assert victim.read_text() == "precious\n"
 
 
