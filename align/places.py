@@ -13,8 +13,10 @@ import yaml
 
 from align import locks
 from align.config import config_hash, plain
+from align.refusals import on_one_line
 from align.runs import CIRCUMSTANCES, LINES, RunError, RunRecord, need_own, read
 from align.schema import Experiment
+from align.strict_json import parsed_yaml
 
 if TYPE_CHECKING:
     from align.checkpoints import Snapshot
@@ -39,6 +41,14 @@ class Place:
 
 def place(experiment: Experiment) -> Place:
     """Raises RunError when run_dir is taken, or holds another experiment than the one to go on with."""
+    try:
+        return _place(experiment)
+    except OSError as error:  # another user's
+        where = error.filename or experiment.run_dir or experiment.runs_root
+        raise RunError(f"{where} cannot be used: {error.strerror or error}") from error
+
+
+def _place(experiment: Experiment) -> Place:
     if experiment.run_dir is not None:
         path = Path(experiment.run_dir).expanduser()
         if not path.exists() or (path.is_dir() and locks.is_empty(path)):
@@ -74,7 +84,7 @@ def _earlier(path: Path, experiment: Experiment) -> Place:
             return Place(path)
     before = read(path)
     if config_hash(before.config) != config_hash(here):
-        different = ", ".join(_differences(before.config, here, ""))
+        different = on_one_line(", ".join(_differences(before.config, here, "")))
         raise RunError(f"run_dir={path} is another experiment: it differs in {different}; a run goes on as it began")
     return Place(path, before)
 
@@ -103,10 +113,10 @@ def _begun(file: Path, here: Mapping[str, Any]) -> bool:
     if file.name != "config.yaml":
         return file.is_file() and re.fullmatch(r"(config\.yaml|meta\.json)\.\d+\.tmp", file.name) is not None
     try:
-        there = yaml.safe_load(file.read_text("utf-8"))
+        there = parsed_yaml(file.read_text("utf-8")) if file.is_file() else None
+        return isinstance(there, dict) and config_hash(there) == config_hash(here)
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    return isinstance(there, dict) and config_hash(there) == config_hash(here)
 
 
 def _differences(one: Any, other: Any, key: str) -> list[str]:

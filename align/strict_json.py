@@ -4,6 +4,7 @@ damage, whoever reads them."""
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import yaml
@@ -21,22 +22,28 @@ def parsed(text: str) -> Any:
 
 
 class _Plain(yaml.SafeLoader):
-    """Without anchors, by which a few lines hold themselves, or a billion others."""
+    """Without anchors, by which a few lines hold themselves, or a billion others, and without tags: SafeLoader raises
+    whatever it likes for one whose text does not fit (`!!int ""` an IndexError)."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError("an alias, which no run writes")
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError("a tag, which no run writes")
         return super().compose_node(parent, index)
 
 
 def parsed_yaml(text: str) -> Any:
-    """YAML whose keys are texts and whose numbers JSON could hold. Raises ValueError and yaml.YAMLError."""
+    """YAML whose keys are texts and whose values JSON could hold. Raises ValueError and yaml.YAMLError."""
     loader = _Plain(text)
     try:
         value = loader.get_single_data()  # type: ignore[no-untyped-call]
+        _plain(value)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     finally:
         loader.dispose()  # type: ignore[no-untyped-call]
-    _plain(value)
     return value
 
 
@@ -51,6 +58,10 @@ def _plain(value: Any) -> None:
             _plain(part)
     elif isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
         raise ValueError("a number of too many digits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number of JSON")
+    elif not isinstance(value, str | int | float | None):
+        raise ValueError(f"a {type(value).__name__}, which JSON cannot hold")
 
 
 def _refuse(name: str) -> None:

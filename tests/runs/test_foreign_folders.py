@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -80,3 +81,38 @@ def test_a_page_goes_into_a_file_of_its_own(tmp_path):
     (tmp_path / f"report.html.{os.getpid()}.tmp").symlink_to(victim)
     write_text(tmp_path / "report.html", "a page")
     assert victim.read_text() == "precious\n" and (tmp_path / "report.html").read_text() == "a page"
+
+
+# --- a config that no run wrote ---
+
+
+STRANGE = ("a: &a [*a]", "[" * 3000, "1: a\nb: c", "a: 2020-01-02", "a: !!binary aGk=", "a: !!set {b}", '!!int ""',
+           "a: !!timestamp b", "a: .nan", "a: 0b_", "? [a]\n: b", '"\\uD800": "\\uD800"', "null")  # fmt: skip
+
+
+@pytest.mark.parametrize("text", STRANGE)
+@pytest.mark.parametrize("meta", [False, True])
+def test_resume_in_the_folder_of_a_strange_config_is_refused_in_a_sentence(tmp_path, text, meta):
+    (tmp_path / "config.yaml").write_text(text)
+    if meta:
+        (tmp_path / "meta.json").write_text("{}")
+    with pytest.raises(RunError) as refused:
+        place(settings(tmp_path, f"run_dir={tmp_path}", "resume=true"))
+    assert "\n" not in str(refused.value) and (tmp_path / "config.yaml").read_text() == text
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_a_config_that_is_a_pipe_is_not_waited_for(tmp_path, meta):
+    os.mkfifo(tmp_path / "config.yaml")
+    if meta:
+        (tmp_path / "meta.json").write_text("{}")
+    with pytest.raises(RunError, match="is not a run directory"):
+        place(settings(tmp_path, f"run_dir={tmp_path}", "resume=true"))
+
+
+def test_differences_to_a_strange_config_are_one_line(tmp_path):
+    cut_off(place(settings(tmp_path, f"run_dir={tmp_path}/run")), settings(tmp_path))
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"a\nb": "c\nd"}))
+    with pytest.raises(RunError, match="another experiment") as refused:
+        place(settings(tmp_path, f"run_dir={tmp_path}/run", "resume=true"))
+    assert "\n" not in str(refused.value)
