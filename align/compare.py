@@ -18,7 +18,7 @@ from align.report.curves import Figure
 from align.report.findings import Findings, examine
 from align.report.markdown import to_markdown
 from align.report.text import complain, one_line
-from align.watched import is_run
+from align.watched import is_run, is_run_to_read, listed
 
 HELP = """\
 usage: python -m align.compare RUN_DIR... [out=DIR]
@@ -58,9 +58,9 @@ def compare(paths: Sequence[Path], out: Path) -> Path:
 
     Raises runs.RunError when a path is not a run directory, a run is damaged, or `out` cannot be written.
     """
+    found = examine(*grouping.group(grouping.load(paths)))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = examine(*grouping.group(grouping.load(paths)))
         drawn = [(figure, figures.save(figure, out)) for figure in _figures(found)]
         remove_stale(out, {figure.name for figure, _ in drawn})
         write_text(out / "summary.csv", tables.to_csv(found.summaries, found.kl))
@@ -123,7 +123,10 @@ def _runs_in(path: Path) -> list[Path]:
     if path.name in ("stages", "sweeps"):
         print(f"{path} is left out: it holds no arms of its own", file=sys.stderr)
         return []
-    return sorted(child for child in path.iterdir() if is_run(child)) or [path]
+    there = {child: is_run_to_read(child) for child in listed(path)}
+    for child in (child for child, known in there.items() if known is None):
+        print(f"{one_line(str(child))} is left out: it cannot be read", file=sys.stderr)
+    return [child for child, known in there.items() if known] or [path]
 
 
 def main(arguments: Sequence[str]) -> int:

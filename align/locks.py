@@ -21,6 +21,8 @@ FILE = ".lock"
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # in a folder that somebody sent it may lead anywhere; not on Windows
 _held = set[int]()  # handles of locks
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre mounted without `flock`, say
+# Nothing there that `lock` could have made: no file, a link, a socket, no such folder
+NO_LOCK_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO)
 GLANCE = 0.2  # seconds that a lock is tried for: whoever looks whether it is held (`held`) has it for a moment
 
 
@@ -90,25 +92,24 @@ def waiting(path: Path, say: Callable[[], None]) -> Iterator[None]:
         unlock(handle)
 
 
-def held(path: Path) -> bool:
+def held(path: Path) -> bool | None:
     """Whether a process has the lock now; True on a system where nothing is locked, as one cannot know.
 
-    Writes nothing: a folder that was never locked, or is not there, is not held.
+    None where it cannot be looked at, being another user's: one cannot know either, but who waited for it would do so
+    for ever, and cannot work there anyway. Writes nothing: a folder never locked, or not there, is not held.
     """
     if fcntl is None:
         return True
     try:
-        handle = os.open(_file(path), os.O_RDONLY)
-    except FileNotFoundError:
-        return False
+        handle = os.open(_file(path), os.O_RDONLY | os.O_NONBLOCK | NO_LINK)  # a pipe is not waited for
+    except OSError as error:
+        return False if error.errno in NO_LOCK_FILE else None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return False  # where nothing can be locked no run is
+        return False if error.errno in NO_LOCKS else None  # where nothing can be locked no run is
     finally:
         os.close(handle)
     return False

@@ -34,27 +34,26 @@ from align.files import appending, not_own, write_text
 from align.locks import is_empty, lock, unlock
 from align.private import scrubbed
 from align.refusals import on_one_line
+from align.rows import COUNTERS, LINES, RunError, read_lines
 from align.strict_json import parsed, parsed_yaml
 
 STATES = ("running", "finished", "failed", "interrupted")
 # What differs between two runs of the same config on the same machine; everything else must be equal.
 VOLATILE = ("seconds", "time/", "memory/")
-LINES = ("metrics.jsonl", "samples.jsonl", "events.jsonl")
 # Of a config, how a run is carried out: two that differ only here measure the same thing.
 CIRCUMSTANCES = (
     *("run_dir", "runs_root", "resume", "checkpoint", "tracker", "reward_seconds"),
     *(f"sampling.vllm.{key}" for key in ("urls", "python", "arguments", "seconds", "retries")),
 )
-COUNTERS = ("prompts", "completions", "gen_tokens")
-
-
-class RunError(ValueError):
-    """A run directory cannot be written or read as asked."""
 
 
 def need_own(path: Path) -> None:
     """Raises RunError for a run directory in which something is not its own: what a run writes there stays there."""
-    if (odd := not_own(path)) is not None:
+    try:
+        odd = not_own(path)
+    except OSError as error:
+        raise RunError(f"run_dir={path} cannot be looked into: {error.strerror or error}") from error
+    if odd is not None:
         raise RunError(f"run_dir={path}: {on_one_line(str(odd.relative_to(path)))} is a link or a pipe, which no run "
                        "makes; put a file or folder of its own there, or name another run_dir")  # fmt: skip
 
@@ -213,13 +212,17 @@ class RunRecord:
 
 def read(path: Path, *, samples: bool = False) -> RunRecord:
     """Read a run directory, finished or not. A torn last line is ignored. Raises RunError when it is not one."""
-    if not (path / "config.yaml").is_file() or not (path / "meta.json").is_file():
-        raise RunError(f"{path} is not a run directory: it has no config.yaml and meta.json")
     try:
+        if not (path / "config.yaml").is_file() or not (path / "meta.json").is_file():
+            raise RunError(f"{path} is not a run directory: it has no config.yaml and meta.json")
         config = parsed_yaml((path / "config.yaml").read_text("utf-8"))
         meta = parsed((path / "meta.json").read_text("utf-8"))
         status = parsed((path / "status.json").read_text("utf-8")) if (path / "status.json").is_file() else {}
-    except (ValueError, yaml.YAMLError, OSError, RecursionError) as error:
+    except RunError:
+        raise
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, yaml.YAMLError) as error:
         raise RunError(f"{path} is damaged: {on_one_line(str(error))}") from error
     if not all(isinstance(part, dict) for part in (config, meta, status)):
         raise RunError(f"{path} is damaged: config.yaml, meta.json and status.json must each hold one mapping")
@@ -232,49 +235,6 @@ def state_of(status: Mapping[str, Any]) -> str:
     """What status.json says, or "unknown"."""
     state = status.get("state")
     return state if state in STATES else "unknown"
-
-
-def odd_part(row: Mapping[str, Any]) -> str | None:
-    """What `Run.log` cannot have written in a row of metrics.jsonl: counters are whole, the rest numbers or null."""
-    for key, value in row.items():
-        if key == "phase":
-            fits = isinstance(value, str)
-        elif key in ("step", *COUNTERS):
-            fits = type(value) is int and value >= 0
-        else:
-            fits = isinstance(value, int | float) or (value is None and key != "seconds")
-        if not fits:
-            return f"{key}={value!r}"
-    return None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a .jsonl file. The last line may be torn (a killed writer) and is then ignored.
-
-    Raises RunError naming file and line for any other line that is not a JSON object, in metrics.jsonl not a row.
-    """
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text("utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    objects = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = parsed(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            raise RunError(f"{path}, line {number}: not JSON") from None
-        if not isinstance(value, dict):
-            raise RunError(f"{path}, line {number}: expected an object, found {type(value).__name__}")
-        if path.name == LINES[0] and (odd := odd_part(value)):
-            raise RunError(f"{path}, line {number}: {odd} is nothing that a run writes there")
-        objects.append(value)
-    return objects
 
 
 def stable(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +44,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 WIDE = 110  # columns from which training and probes stand side by side
 SPARK = 40  # values that a course has at most
 EVENTS, TRACE = 3, 4  # lines shown of each
+LOG = 2**16  # bytes of error.log, at its end, that are looked at
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -108,7 +110,11 @@ def _error(run: Watched) -> list[RenderableType]:
 
 def _last_lines(path: Path) -> list[str]:
     try:
-        text = path.read_text("utf-8", errors="replace")
+        if not path.is_file():  # a pipe would be waited for, a device never ends
+            return []
+        with path.open("rb") as file:
+            file.seek(-min(LOG, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            text = file.read(LOG).decode("utf-8", errors="replace")
     except OSError:
         return []
     return [line for line in text.splitlines() if line.strip()][-TRACE:]

@@ -10,11 +10,13 @@ from typing import Any
 
 from align import runs
 from align.locks import held
+from align.rows import LINES, odd_part
 from align.strict_json import parsed
 
 WINDOW = 20  # rows that speed and time left are taken from
 SILENCE = 5.0  # seconds without a new row after which somebody should look whether the run still lives
 MARK = 256  # bytes before the end that must be the same when more is read
+FILES = ("config.yaml", "meta.json")  # by which a run directory is known
 STOPPED = "stopped"  # says it is running, and no process holds it
 
 
@@ -48,7 +50,7 @@ class Tail:
                 row = parsed(line)
             except ValueError:
                 continue  # a torn line that a killed writer left, and another went on after
-            if isinstance(row, dict) and (self.path.name != runs.LINES[0] or not runs.odd_part(row)):
+            if isinstance(row, dict) and (self.path.name != LINES[0] or not odd_part(row)):
                 self.rows.append(row)
         self._end += len(whole) - len(self._mark)
         self._mark = whole[-MARK:]
@@ -81,7 +83,7 @@ class Watched:
     def _look(self) -> None:
         self._looked = time.monotonic()
         # a run says how it ended before it lets go of its lock
-        if not held(self.path) and runs.state_of(_object(self.path / "status.json")) in ("running", "unknown"):
+        if held(self.path) is False and runs.state_of(_object(self.path / "status.json")) in ("running", "unknown"):
             self.state = STOPPED
 
     @property
@@ -138,21 +140,47 @@ def series(rows: list[Mapping[str, Any]], key: str) -> list[float]:
 def find(path: Path) -> list[Path]:
     """The run directory itself, or those in a folder and in its folders (runs/, runs/stages/), sorted by name.
 
-    Raises runs.RunError when there is none.
+    Folders in it that cannot be looked into are passed over. Raises runs.RunError when there is none.
     """
     if is_run(path):
         return [path]
     if not path.is_dir():
         raise runs.RunError(f"{path}: no such run directory")
     found = sorted({file.parent for glob in ("*/meta.json", "*/*/meta.json") for file in path.glob(glob)})
-    found = [folder for folder in found if is_run(folder)]
+    found = [folder for folder in found if is_run_to_read(folder)]
     if not found:
+        listed(path)  # says when that is why
         raise runs.RunError(f"{path} is not a run directory, and there is none in it")
     return found
 
 
 def is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() and (path / "meta.json").is_file()
+    """Raises runs.RunError for a folder that cannot be looked into, another user's."""
+    try:
+        return all((path / name).is_file() for name in FILES)
+    except OSError as error:
+        raise _closed(path, error) from error
+
+
+def is_run_to_read(path: Path) -> bool | None:
+    """As `is_run`, of one among others: None for a run that cannot be read, which must not stop the others."""
+    try:
+        there = is_run(path)
+    except runs.RunError:
+        return None
+    return there if not there or all(os.access(path / name, os.R_OK) for name in FILES) else None
+
+
+def listed(path: Path) -> list[Path]:
+    """What is in a folder, sorted. Raises runs.RunError for one that cannot be looked into."""
+    try:
+        return sorted(path.iterdir())
+    except OSError as error:
+        raise _closed(path, error) from error
+
+
+def _closed(path: Path, error: OSError) -> runs.RunError:
+    return runs.RunError(f"{path} cannot be looked into: {error.strerror or error}")
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -209,10 +209,7 @@ def _join(words: Sequence[str], limit: int) -> str:
 
 
 def _load(path: Path) -> SeedRun:
-    try:
-        record = runs.read(path, samples=True)
-    except OSError as error:  # a folder without permission
-        raise runs.RunError(f"{path} is damaged: {error}") from error
+    record = runs.read(path, samples=True)
     probes = {}
     for row in record.phase("probe"):
         if not isinstance(row.get("step"), int):
@@ -233,7 +230,7 @@ def _load(path: Path) -> SeedRun:
 
 def _state(record: runs.RunRecord) -> str:
     """A run that says it is running, and nobody holds its lock, was killed, or its machine went down."""
-    if record.state != "running" or held(record.path):
+    if record.state != "running" or held(record.path) is not False:
         return record.state
     state = runs.read(record.path).state  # it may have ended since it was read
     return "stopped" if state == "running" else state

@@ -16,7 +16,7 @@ LEVELS = [
      "align.laws", "align.schema", "align.sampling_schema", "align.compose", "align.config", "align.alarms",
      "align.locks", "align.stopping", "align.runs", "align.seeds", "align.embedded", "align.hub", "align.tiny",
      "align.records", "align.rollouts", "align.checkpoints", "align.places", "align.strict_json",
-     "align.strategy", "align.files", "align.private", "reward_models"],
+     "align.strategy", "align.files", "align.private", "align.rows", "reward_models"],
     ["align.report", "align.compare", "align.terminal", "align.trackers", "align.watched", "align.watch_view",
      "align.watch", "align.jobs"],
     ["align.attention", "align.head", "align.lora", "align.fused", "align.quant", "align.merged", "align.packing",

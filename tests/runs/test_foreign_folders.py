@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 
 import pytest
 
+from align import compare
 from align.files import write_text
-from align.locks import lock
+from align.locks import held, lock
 from align.places import newest, place
-from align.runs import Run, RunError
+from align.report.arms import load
+from align.runs import Run, RunError, read
+from align.watch_view import LOG, _last_lines
+from align.watched import Watched, find
+from tests.runs.fake_runs import config, write_run
 from tests.runs.test_places import META, cut_off, settings
 
 # --- links ---
@@ -116,3 +123,121 @@ def test_differences_to_a_strange_config_are_one_line(tmp_path):
     with pytest.raises(RunError, match="another experiment") as refused:
         place(settings(tmp_path, f"run_dir={tmp_path}/run", "resume=true"))
     assert "\n" not in str(refused.value)
+
+
+# --- what is read of it ---
+
+
+def test_the_traceback_of_a_watched_run_is_no_pipe_and_not_read_whole(tmp_path):
+    run = write_run(tmp_path / "run", config(), state="failed")
+    (run / "error.log").write_text("x\n" * LOG + "é\nOutOfMemory: the last line")
+    assert _last_lines(run / "error.log") == ["x", "x", "é", "OutOfMemory: the last line"]
+    with (run / "error.log").open("r+b") as file:
+        file.truncate(2**40)  # a terabyte of nothing
+    assert _last_lines(run / "error.log") == ["\0" * LOG]
+    for name in ("pipe", "endless"):
+        os.mkfifo(tmp_path / name) if name == "pipe" else (tmp_path / name).symlink_to("/dev/zero")
+        assert _last_lines(tmp_path / name) == []
+
+
+@pytest.mark.parametrize("odd", ["pipe", "link", "socket", "folder"])
+def test_whether_a_run_is_held_is_asked_of_no_pipe_and_through_no_link(tmp_path, monkeypatch, odd):
+    if odd == "pipe":
+        os.mkfifo(tmp_path / ".lock")
+    elif odd == "link":
+        lock(tmp_path / "other")
+        (tmp_path / ".lock").symlink_to("other")
+    elif odd == "folder":
+        (tmp_path / ".lock").mkdir()
+    else:
+        monkeypatch.chdir(tmp_path)  # the name of a socket has at most 107 characters
+        socket.socket(socket.AF_UNIX).bind(".lock")
+    assert held(tmp_path) is False
+
+
+# --- another user's: the tests may run as root, who is let in everywhere ---
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """A function that closes files and folders, with all that is in them, to this process."""
+    shut: list[str] = []
+    stat, scandir, listdir, opened, access = os.stat, os.scandir, os.listdir, os.open, os.access
+
+    def inside(path) -> bool:
+        return isinstance(path, str | os.PathLike) and any(os.fspath(path).startswith(f"{name}/") for name in shut)
+
+    def guarded(call, own: bool):
+        def guard(path=".", *rest, **named):
+            if inside(path) or (own and os.fspath(path) in shut):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *rest, **named)
+
+        return guard
+
+    for name, call, own in (("stat", stat, False), ("scandir", scandir, True), ("listdir", listdir, True),
+                            ("open", opened, True)):  # fmt: skip
+        monkeypatch.setattr(os, name, guarded(call, own))
+    monkeypatch.setattr(
+        os, "access", lambda path, how: not inside(path) and str(path) not in shut and access(path, how)
+    )
+    return lambda *paths: shut.extend(map(str, paths))
+
+
+def test_another_users_run_is_passed_over_in_a_folder_and_refused_by_name(tmp_path, closed, capsys):
+    mine, theirs, unread = (write_run(tmp_path / name, config(seed=n)) for n, name in enumerate(("a", "b", "c")))
+    closed(theirs, unread / "config.yaml")
+    assert find(tmp_path) == [mine] == compare.parse([str(tmp_path)])[0]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{path} is left out: it cannot be read" for path in (theirs, unread)]
+    for ask in (find, read, compare._runs_in):
+        with pytest.raises(RunError, match=f"{theirs} cannot be .*: Permission denied$"):
+            ask(theirs)
+
+
+def test_a_folder_of_runs_that_cannot_be_listed_is_said(tmp_path, closed):
+    write_run(tmp_path / "runs" / "a", config())
+    closed(tmp_path / "runs")
+    for ask in (find, compare._runs_in):
+        with pytest.raises(RunError, match="runs cannot be looked into: Permission denied$"):
+            ask(tmp_path / "runs")
+
+
+def test_nobody_can_tell_whether_another_users_run_is_held(tmp_path, closed):
+    """Neither stopped, nor waited for: a sweep goes on to its place, and is refused there."""
+    run = write_run(tmp_path / "run", config(), state="running")
+    closed(run / ".lock")
+    assert held(run) is None
+    assert load([run])[0].record.state == "running"
+    watched = Watched(run)
+    os.utime(run / "metrics.jsonl", (0, 0))
+    os.utime(run / "status.json", (0, 0))
+    watched.poll()
+    assert watched.state == "running"
+    with pytest.raises(RunError, match=f"run_dir={run} cannot be written: Permission denied"):
+        Run.reopen(run, None)
+
+
+def test_a_comparison_of_another_users_run_does_not_blame_out(tmp_path, closed, monkeypatch):
+    run = write_run(tmp_path / "run", config())
+    monkeypatch.setattr(compare, "_figures", lambda _: [])
+    closed(run / ".lock")
+    assert compare.compare([run], tmp_path / "first").is_file()
+    closed(run)
+    with pytest.raises(RunError, match=f"^{run} cannot be read"):
+        compare.compare([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(RunError, match="out=.*/out cannot be written"):
+        compare.compare([write_run(tmp_path / "mine", config())], tmp_path / "out")
+
+
+def test_resume_where_another_users_runs_are_is_refused_in_a_sentence(tmp_path, closed):
+    e = settings(tmp_path, "resume=true")
+    run = cut_off(place(e), e)
+    closed(run)
+    with pytest.raises(RunError, match="cannot be used: Permission denied"):
+        place(e)
+    closed(tmp_path / "runs")
+    with pytest.raises(RunError, match="cannot be used: Permission denied"):
+        place(e)
