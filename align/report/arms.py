@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class SeedRun:
     # step -> (prompt id, sample) -> row, of step 0 and the last one only
     samples: Mapping[int, Mapping[tuple[str, int], Mapping[str, Any]]]
     events: tuple[Mapping[str, Any], ...] = ()  # of events.jsonl
+    unread: tuple[str, ...] = ()  # samples.jsonl and events.jsonl where they are damaged: where and how
 
     @property
     def last(self) -> int | None:
@@ -209,23 +210,40 @@ def _join(words: Sequence[str], limit: int) -> str:
 
 
 def _load(path: Path) -> SeedRun:
-    record = runs.read(path, samples=True)
+    record = runs.read(path)
     probes = {}
     for row in record.phase("probe"):
         if not isinstance(row.get("step"), int):
             raise runs.RunError(f"{path / 'metrics.jsonl'}: probe row with step={row.get('step')!r}, expected a number")
         probes[row["step"]] = row
+    unread: list[str] = []
+    samples = _beside(path / "samples.jsonl", _by_step, unread)
+    events = _beside(path / "events.jsonl", enumerate, unread)
+    wanted = {0, max(samples, default=0), max(probes, default=0)}
+    kept = {step: samples[step] for step in wanted & set(samples)}
+    record = replace(record, state=_state(record))
+    return SeedRun(record, record.config.get("seed"), probes, kept, tuple(events.values()), tuple(unread))
+
+
+def _beside(path: Path, of: Callable[[list[dict[str, Any]]], Any], unread: list[str]) -> dict[int, Any]:
+    """What a run wrote beside its numbers. A damaged file counts as none, and `unread` says so: a finished run would
+    never get its page, and a sweep never end, for one line of them."""
+    try:
+        return dict(of(runs.read_lines(path)))
+    except runs.RunError as error:
+        unread.append(str(error))
+        return {}
+
+
+def _by_step(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[tuple[str, int], Mapping[str, Any]]]:
     samples: dict[int, dict[tuple[str, int], Mapping[str, Any]]] = {}
-    for row in record.samples:
+    for row in rows:
         sample = row.get("sample") or 0
         if type(sample) is not int:
-            raise runs.RunError(f"{path / 'samples.jsonl'}: a row with sample={sample!r}, expected a whole number")
+            raise runs.RunError(f"samples.jsonl: a row with sample={sample!r}, expected a whole number")
         if isinstance(row.get("step"), int):
             samples.setdefault(row["step"], {})[str(row.get("prompt_id")), sample] = row
-    wanted = {0, max(samples, default=0), max(probes, default=0)}
-    slim = runs.RunRecord(record.path, record.config, record.meta, _state(record), record.rows)
-    kept = {step: samples[step] for step in wanted & set(samples)}
-    return SeedRun(slim, record.config.get("seed"), probes, kept, tuple(runs.read_lines(path / "events.jsonl")))
+    return samples
 
 
 def _state(record: runs.RunRecord) -> str:

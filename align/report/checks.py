@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from align.report.arms import Arm, SeedRun, differing, flatten, without
-from align.report.text import config_value, listing, visible
+from align.report.text import config_value, listing, one_line, visible
 from align.runs import VOLATILE
 
 KEYS_SHOWN = 4
@@ -23,7 +23,15 @@ Members = list[tuple[Arm, SeedRun]]
 
 def warnings(arms: Sequence[Arm], left_out: Sequence[SeedRun]) -> list[str]:
     """Everything a reader must know before believing the numbers, most serious first."""
-    return [*unequal_starts(arms), *unequal_step_zero(arms), *_unequal_rulers(arms), *_unfinished(arms, left_out)]
+    unequal = [*unequal_starts(arms), *unequal_step_zero(arms), *_unequal_rulers(arms)]
+    return [*unequal, *_unread(arms), *_unfinished(arms, left_out)]
+
+
+def _unread(arms: Sequence[Arm]) -> list[str]:
+    """Files that are damaged beside metrics.jsonl, without which a run's numbers stand."""
+    found = [reason for _, run in _members(arms) for reason in run.unread]
+    return [f"{one_line(reason)}. Nothing of this file is used: what it holds is not shown, no interval is from it."
+            for reason in found]  # fmt: skip
 
 
 def unequal_starts(arms: Sequence[Arm]) -> list[str]:

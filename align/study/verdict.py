@@ -9,6 +9,7 @@ from pathlib import Path
 from align.refusals import ConfigError
 from align.report.arms import Arm, SeedRun, experiment, load
 from align.report.stats import at_step
+from align.runs import RunError
 from align.study import rules
 from align.study.cures import Cured, cures
 from align.study.engine import Plan, Task
@@ -100,9 +101,11 @@ def _undecided(verdict: Verdict, why: str) -> Verdict:
 
 
 def read_arms(tasks: Sequence[Task], paths: Sequence[Path]) -> Arms:
-    """The study's arms from finished runs."""
+    """The study's arms from finished runs. Raises RunError for a run that is damaged, in what no number is from too."""
     by_arm: dict[str, list[SeedRun]] = {}
     for task, run in zip(tasks, load(paths), strict=True):
+        if run.unread:  # a page says so and goes on; a verdict over fewer prompts would be another
+            raise RunError(run.unread[0])
         by_arm.setdefault(task.arm, []).append(run)
     return assemble(by_arm)
 
