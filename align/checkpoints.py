@@ -216,6 +216,8 @@ def _read(path: Path) -> Snapshot:
         if _sha256(path / name) != manifest[name]:
             raise ValueError(f"{name} does not match its checksum")
     rest = torch.load(path / FILES[1], map_location="cpu", weights_only=True)
+    if path.name != _name(rest["step"]):
+        raise ValueError("it is not of the step that its name says")
     parts = (rest[name] for name in ("state", "run", "probe", "rng"))
     return Snapshot(rest["step"], load_file(path / FILES[0]), *parts, rest.get("probed", True))  # older ones had none
 

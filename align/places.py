@@ -14,7 +14,8 @@ import yaml
 from align import locks
 from align.config import config_hash, plain
 from align.refusals import on_one_line
-from align.runs import CIRCUMSTANCES, LINES, RunError, RunRecord, need_own, read
+from align.rows import COUNTERS, LINES, RunError, read_lines
+from align.runs import CIRCUMSTANCES, RunRecord, need_own, read
 from align.schema import Experiment
 from align.strict_json import parsed_yaml
 
@@ -82,7 +83,9 @@ def _earlier(path: Path, experiment: Experiment) -> Place:
             raise RunError(f"run_dir={path} is not a run directory: there is nothing to go on with")
         if _cleared(path):
             return Place(path)
-    before = read(path)
+    before = read(path, to_resume=True)
+    if before.state == "finished":  # nothing of it will be cut: its rows are its result
+        before = read(path)
     if config_hash(before.config) != config_hash(here):
         different = on_one_line(", ".join(_differences(before.config, here, "")))
         raise RunError(f"run_dir={path} is another experiment: it differs in {different}; a run goes on as it began")
@@ -144,13 +147,37 @@ def newest(where: Place, meta: Mapping[str, Any]) -> Snapshot | None:
     if scored_by not in (None, meta["reward_fingerprint"]):
         raise RunError(f"run_dir={where.path}: the reward model was trained again since the run began; it cannot go on")
     for found in snapshots(where.path / "checkpoints"):
-        if covers(where.path, found.run):
+        lost = _lost(where.path, found.run)
+        if not lost:
             return found
-        warnings.warn(
-            f"checkpoint of step {found.step}: {where.path} has lost rows since; the one before it is used",
-            stacklevel=2,
-        )
+        warnings.warn(f"checkpoint of step {found.step}: {lost}; the one before it is used", stacklevel=2)
     return None
+
+
+def _lost(path: Path, position: Any) -> str:
+    """Why a run cannot go on from where it stood at `position`; "": it can. What was written after it is cut anyway."""
+    if not _is_position(position):
+        return "it does not say where its run stood"
+    if not covers(path, position):
+        return f"{path} has lost rows since"
+    try:
+        read_lines(path / LINES[0], size=position["sizes"][LINES[0]])
+    except RunError as damaged:
+        return on_one_line(str(damaged))
+    return ""
+
+
+def _is_position(position: Any) -> bool:
+    """Whether it is what `Run.position` gives: a checkpoint that somebody sent may hold anything."""
+    if not isinstance(position, Mapping) or not position.keys() >= {"sizes", "counters", "seconds"}:
+        return False
+    sizes, counters, seconds = position["sizes"], position["counters"], position["seconds"]
+    return isinstance(seconds, int | float) and all(
+        isinstance(part, Mapping)
+        and part.keys() == set(names)
+        and all(type(n) is int and n >= 0 for n in part.values())
+        for part, names in ((sizes, LINES), (counters, COUNTERS))
+    )
 
 
 def covers(path: Path, position: Mapping[str, Any]) -> bool:

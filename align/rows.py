@@ -30,30 +30,39 @@ def odd_part(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a .jsonl file. The last line may be torn (a killed writer) and is then ignored.
+def read_lines(path: Path, *, size: int = -1, skip: bool = False) -> list[dict[str, Any]]:
+    """Objects of a .jsonl file, or of its first `size` bytes. The last line may be torn (a killed writer) and is then
+    ignored.
 
-    Raises RunError naming file and line for any other line that is not a JSON object, in metrics.jsonl not a row.
+    Raises RunError naming file and line for any other line that is not a JSON object, in metrics.jsonl not a row; with
+    `skip` such lines are left out.
     """
     try:
         if not path.is_file():
             return []
-        lines = path.read_text("utf-8", errors="replace").split("\n")
+        with path.open("rb") as file:
+            text = file.read(size).decode("utf-8", errors="replace")
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     objects = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
-            value = parsed(line)
+            if line.strip():
+                objects.append(_object(line, path.name == LINES[0]))
+        except RunError as error:
+            if not skip:
+                raise RunError(f"{path}, line {number}: {error}") from None
         except ValueError:
-            if number == len(lines):
-                break
-            raise RunError(f"{path}, line {number}: not JSON") from None
-        if not isinstance(value, dict):
-            raise RunError(f"{path}, line {number}: expected an object, found {type(value).__name__}")
-        if path.name == LINES[0] and (odd := odd_part(value)):
-            raise RunError(f"{path}, line {number}: {odd} is nothing that a run writes there")
-        objects.append(value)
+            if number < len(lines) and not skip:
+                raise RunError(f"{path}, line {number}: not JSON") from None
     return objects
+
+
+def _object(line: str, row: bool) -> dict[str, Any]:
+    value = parsed(line)
+    if not isinstance(value, dict):
+        raise RunError(f"expected an object, found {type(value).__name__}")
+    if row and (odd := odd_part(value)):
+        raise RunError(f"{odd} is nothing that a run writes there")
+    return value

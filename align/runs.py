@@ -105,7 +105,7 @@ class Run:
         sizes = position["sizes"] if position else dict.fromkeys(LINES, 0)
         try:
             run = cls(path)
-            if before is not None and read(path) != before:
+            if before is not None and read(path, to_resume=True) != before:
                 unlock(run._lock)
                 raise RunError(f"run_dir={path}: another process has gone on with it meanwhile; start it again")
             for name, file in run._files.items():  # opened for appending: what is written next stands at the new end
@@ -210,14 +210,18 @@ class RunRecord:
         return [row for row in self.rows if row.get("phase") == name]
 
 
-def read(path: Path, *, samples: bool = False) -> RunRecord:
-    """Read a run directory, finished or not. A torn last line is ignored. Raises RunError when it is not one."""
+def read(path: Path, *, samples: bool = False, to_resume: bool = False) -> RunRecord:
+    """Read a run directory, finished or not. A torn last line is ignored. Raises RunError when it is not one.
+
+    `to_resume`: rows that are damaged are left out, and a status.json that is says nothing. What is gone on from is cut
+    back to a checkpoint whose rows are whole (align/places.py).
+    """
     try:
         if not (path / "config.yaml").is_file() or not (path / "meta.json").is_file():
             raise RunError(f"{path} is not a run directory: it has no config.yaml and meta.json")
         config = parsed_yaml((path / "config.yaml").read_text("utf-8"))
         meta = parsed((path / "meta.json").read_text("utf-8"))
-        status = parsed((path / "status.json").read_text("utf-8")) if (path / "status.json").is_file() else {}
+        status = _status(path / "status.json", to_resume)
     except RunError:
         raise
     except OSError as error:
@@ -226,9 +230,19 @@ def read(path: Path, *, samples: bool = False) -> RunRecord:
         raise RunError(f"{path} is damaged: {on_one_line(str(error))}") from error
     if not all(isinstance(part, dict) for part in (config, meta, status)):
         raise RunError(f"{path} is damaged: config.yaml, meta.json and status.json must each hold one mapping")
-    rows = tuple(read_lines(path / "metrics.jsonl"))
+    rows = tuple(read_lines(path / "metrics.jsonl", skip=to_resume))
     told = tuple(read_lines(path / "samples.jsonl")) if samples else ()
     return RunRecord(path, config, meta, state_of(status), rows, told)
+
+
+def _status(path: Path, to_resume: bool) -> Any:
+    try:
+        status = parsed(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError:
+        if not to_resume:
+            raise
+        return {}
+    return {} if to_resume and not isinstance(status, dict) else status
 
 
 def state_of(status: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import yaml
 from align.checkpoints import write
 from align.config import plain
 from align.describe import elsewhere
-from align.locks import is_empty
+from align.locks import is_empty, unlock
 from align.places import Place, newest, place
 from align.runs import Run, RunError
 from tests.config.test_conf import composed
@@ -32,6 +32,7 @@ def cut_off(where: Place, experiment: Any, state: str = "running", rows: int = 2
         run.log("train", step, {"loss": 1.0})
         write(where.path / "checkpoints", snapshot(step, run.position()))
     run.status(state)
+    unlock(run._lock)  # as the system does for a killed process
     return where.path
 
 
