@@ -90,9 +90,9 @@ class Run:
                 raise taken
             write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
             write_text(path / "meta.json", json.dumps(dict(meta), indent=1))
+            run.status("running")
         except OSError as error:
             raise RunError(f"run_dir={path} cannot be written: {error.strerror or error}") from error
-        run.status("running")
         return run
 
     @classmethod
@@ -111,12 +111,12 @@ class Run:
             for name, file in run._files.items():  # opened for appending: what is written next stands at the new end
                 file.truncate(sizes[name])
             (path / "error.log").unlink(missing_ok=True)
+            if position:
+                run.counters = dict(position["counters"])
+                run._started -= position["seconds"]
+            run.status("running")
         except OSError as error:
             raise RunError(f"run_dir={path} cannot be written: {error.strerror or error}") from error
-        if position:
-            run.counters = dict(position["counters"])
-            run._started -= position["seconds"]
-        run.status("running")
         return run
 
     def position(self) -> dict[str, Any]:
