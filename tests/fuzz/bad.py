@@ -153,10 +153,10 @@ def spoil_json(rng: Random, path: Path) -> None:
 
 
 def removed(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)  # a pipe, too, which rmtree would wait for
 
 
 def copied(source: Path, target: Path) -> Path:
