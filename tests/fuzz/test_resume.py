@@ -36,8 +36,8 @@ def stopped(tmp_path_factory):
     return whole, e
 
 
-def damage_checkpoint(rng, folder) -> bool:
-    """Of one file of it; at times signed anew, as whoever sent it could. -> whether it was"""
+def damage_checkpoint(rng, folder, whole) -> bool:
+    """Of one file of it, which was as `whole`; at times signed anew, as whoever sent it could. -> whether it was"""
     file = folder / rng.choice((*FILES, "manifest.json"))
     if not file.is_file() or file.is_symlink():
         return False
@@ -48,7 +48,7 @@ def damage_checkpoint(rng, folder) -> bool:
         spoil(rng, file)
         return False
     if file.name == "state.pt" and rng.random() < 0.5:
-        rest = torch.load(file, weights_only=True)
+        rest = torch.load(whole / file.name, weights_only=True)
         key = rng.choice(("step", "run", "probed"))
         torch.save(rest | {key: bad.changed(rng, rest.get(key), 2)}, file)
     else:
@@ -101,8 +101,8 @@ def test_damaged_runs_are_gone_on_with_or_refused(stopped, rng):
         if way < 0.5:
             damage(rng, run, 1)
         elif way < 0.85:
-            number = rng.choice((1, 2, 3, 3))
-            signed |= damage_checkpoint(rng, run / "checkpoints" / f"step-{number:06d}")
+            one = f"checkpoints/step-00000{rng.choice('1233')}"
+            signed |= damage_checkpoint(rng, run / one, whole / one)
         elif (path := run / rng.choice(WRITTEN)).parent.is_dir():
             put(rng, path)
     found = attempt("resume", lambda: gone_on(e), RunError)

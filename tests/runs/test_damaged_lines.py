@@ -153,3 +153,11 @@ def test_so_is_one_of_another_step_than_its_name_says(stopped):
     (path / "checkpoints" / "step-000003").rename(path / "checkpoints" / "step-000007")
     with pytest.warns(UserWarning, match="step-000007 is damaged"):
         assert gone_on(e) == 2
+
+
+def test_a_folder_in_place_of_a_status_is_refused_in_a_sentence(stopped):
+    path, e = stopped
+    (path / "status.json").unlink()
+    (path / "status.json").mkdir()
+    with pytest.raises(RunError, match="cannot be written: Is a directory"):
+        gone_on(e)
