@@ -16,6 +16,7 @@ from align.bench.stamps import Stamps
 from align.device import keep_freed_memory, resolve_device, resolve_dtype
 from align.models import load_policy
 from align.schema import Experiment
+from align.stopping import Stop
 
 
 def measure(experiment: Experiment, work: Work, stamps: Stamps) -> tuple[Any, Inputs]:
@@ -34,7 +35,7 @@ def _rollout(experiment: Experiment, policy: Any, given: Inputs, stamps: Stamps)
 
     rewards = Rewards({"bench": (1.0, lambda samples: bench_reward([s.completion_ids for s in samples]))})
     accelerator = Accelerator(cpu=policy.device.type == "cpu", mixed_precision="no")
-    keeper: Any = SimpleNamespace(start=None, save=lambda *_: None)
+    keeper: Any = SimpleNamespace(start=None, stop=Stop(), save=lambda *_: None)
     hooks = Hooks(stamps.log, lambda **_: None, lambda step: None, lambda *_, **__: None, keeper)
     lengths = {prompt.id: limits for prompt, (_, limits) in zip(given.prompts, given.groups, strict=True)}
     with forced_lengths(policy, lengths):

@@ -363,7 +363,10 @@ def test_a_job_whose_time_is_over_is_told_to_end_and_its_record_says_so(swept, m
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_what_ends_a_sweep_reaches_its_job_so_that_it_keeps_its_step(number, tmp_path):
+def test_what_ends_a_sweep_reaches_its_job_so_that_it_keeps_its_step(number, tmp_path, request):
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)  # nohup, under which these tests may run, has SIGHUP ignored
+    request.addfinalizer(lambda: signal.signal(number, before))
     log = tmp_path / "log"
     code = "import signal, sys, time\ntell = lambda n, _: sys.exit(n)\n" \
            "for n in (signal.SIGTERM, signal.SIGINT): signal.signal(n, tell)\n" \

@@ -18,6 +18,7 @@ from align.models import load_policy
 from align.reward_model import RewardModel, build_reward_model, load_reward_model
 from align.rewards import build_rewards
 from align.sampling import sample
+from align.stopping import Stop
 from align.trainers.on_policy import Hooks, OnPolicyTrainer
 from tests.config.test_conf import composed
 from tests.end_to_end.helpers import TINY, logprobs
@@ -34,7 +35,7 @@ def adapter(tmp_path_factory) -> Any:
 class Idle:
     """A keeper of nothing."""
 
-    start = None
+    start, stop = None, Stop()
 
     def save(self, *_: Any) -> None: ...
 
