@@ -47,7 +47,7 @@ def disk(tmp_path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
-@pytest.mark.parametrize("algo", [pytest.param(a, marks=BY_COMMAND) if a == "ppo learned" else a for a in RUNS])
+@pytest.mark.parametrize("algo", [a if a == "dpo" else pytest.param(a, marks=BY_COMMAND) for a in RUNS])
 def test_a_run_goes_on_when_there_is_room_again(disk, tmp_path, algo):
     settings = (*COMMON, *RUNS[algo])
     code, said = typed(tmp_path / "said", *settings, f"run_dir={tmp_path}/whole/run", f"runs_root={tmp_path}/whole")
