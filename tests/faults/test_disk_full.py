@@ -61,7 +61,7 @@ def test_a_run_goes_on_when_there_is_room_again(disk, tmp_path, algo):
         here = (*settings, f"run_dir={place}/run", f"runs_root={place}", "resume=true")
         code, said = typed(tmp_path / "said", *here)
         failed += code != 0
-        assert code in (0, 2), said
+        assert code in (0, 1, 2), said  # 1: not even its folder could be begun
         assert not code or ("No space left" in said.rpartition("error: ")[2] and "Traceback (" not in said), said
         disk(ALL)
         code, said = typed(tmp_path / "said", *here)
