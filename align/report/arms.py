@@ -152,6 +152,8 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         words = [config_value(config[name]) for name in names if name in config]
         for key in differing(peers):
             name = key.removeprefix("algo.")
+            if any(other.startswith(f"{key}.") for other in config):
+                continue  # null elsewhere, a group here: its keys say so, and "no" would say the opposite
             words.append(f"{name}={config_value(config[key])}" if key in config else f"no {name}")
         parts.append(words)
     for limit in range(LABEL_PARTS, max(map(len, parts)) + 1):

@@ -105,3 +105,8 @@ def test_a_torn_last_line_is_not_damage(tmp_path):
             file.write('{"phase": "probe", "step": 30, "kl/ex')
     (run,) = load([path])
     assert run.last == 20
+
+
+def test_an_arm_with_a_group_that_is_null_elsewhere_is_not_said_to_lack_it():
+    without, served = {"sampling.vllm": None}, {"sampling.vllm.gap": 0.2}
+    assert labels([without, served]) == ["sampling.vllm=null, no sampling.vllm.gap", "sampling.vllm.gap=0.2"]
