@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +145,11 @@ class Tracking:
         self.step = run.start
         self.sent: set[tuple[str, int]] = set()
         self.tracker: GeneralTracker | None = None
+        self.others = threading.excepthook
+        self.thread: BaseException | None = None  # what ended a thread of the tracker's own
 
     def __enter__(self) -> Self:
+        self.others, threading.excepthook = threading.excepthook, self._thread_ended
         self._try(self._start)
         return self
 
@@ -171,11 +175,23 @@ class Tracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.tracker is None:
-            return
-        tracker = self.tracker
+        if self.tracker is not None:
+            self._try(lambda: self._end(kind))
+        threading.excepthook = self.others
+
+    def _end(self, kind: type[BaseException] | None) -> None:
         state = "finished" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-        self._try(lambda: END[self.name](tracker, state))
+        assert self.tracker is not None
+        END[self.name](self.tracker, state)
+        if self.thread is not None:  # the last rows did not get through, and nothing else says so
+            raise self.thread
+
+    def _thread_ended(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread: on a full disk its traceback stood before the run's own word for it."""
+        if type(args.thread).__module__.partition(".")[0] == self.name:
+            self.thread = args.exc_value
+        else:
+            self.others(args)
 
     def _try(self, act: Callable[[], None]) -> None:
         """Whatever a tracker, its server or the network does: hours of training must not end for it."""

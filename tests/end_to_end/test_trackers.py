@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,26 @@ def test_a_tracker_that_fails_is_said_once_and_ends_nothing(tmp_path, monkeypatc
     (event,) = (row for row in read_lines(run.path / "events.jsonl") if row["kind"] == "tracker")
     assert "tracker=tensorboard failed (ConnectionError: the server is away)" in event["what"]
     assert capfd.readouterr().err.count("is away") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("before", [0, 3], ids=["at once", "after three rows"])
+def test_a_full_disk_in_tensorboards_own_thread_is_said_without_its_traceback(tmp_path, monkeypatch, before):
+    """Its thread opens the file anew for each write and raises there what it raises at the next call too."""
+    said: list[tuple[str, int, str]] = []
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", hook := printed.append)
+    run = trackers.Tracked(tmp_path, "run", {}, 0)
+    with trackers.Tracking("tensorboard", run, lambda *event: said.append(event)) as tracking:
+        for step in range(before + 1):
+            if step == before:
+                (file,) = (tmp_path / "tensorboard").iterdir()
+                file.unlink()
+                file.symlink_to("/dev/full")
+            tracking.log({"phase": "train", "step": step, "loss": 1.0})
+    ((kind, step, sentence),) = said
+    assert (kind, step) == ("tracker", before) and "OSError: [Errno 28] No space left on device" in sentence
+    assert not printed and threading.excepthook is hook
 
 
 class Recorder:
