@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from align.runs import RunError
+from align.rows import RunError
 from align.schema import Checkpoint
 from align.stopping import Stop, Terminated
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from align import runs
 from align.files import write_text
 from align.report import arms as grouping
 from align.report import diagnostics, figures, gallery, levels, page, pairs, tables
@@ -18,6 +17,7 @@ from align.report.curves import Figure
 from align.report.findings import Findings, examine
 from align.report.markdown import to_markdown
 from align.report.text import complain, one_line
+from align.rows import RunError
 from align.watched import is_run, is_run_to_read, listed
 
 HELP = """\
@@ -56,7 +56,7 @@ class UsageError(ValueError):
 def compare(paths: Sequence[Path], out: Path) -> Path:
     """Compare run directories, write page, table and figures into `out`, print the table; the page's path comes back.
 
-    Raises runs.RunError when a path is not a run directory, a run is damaged, or `out` cannot be written.
+    Raises RunError when a path is not a run directory, a run is damaged, or `out` cannot be written.
     """
     found = examine(*grouping.group(grouping.load(paths)))
     try:
@@ -69,7 +69,7 @@ def compare(paths: Sequence[Path], out: Path) -> Path:
         write_text(out / "summary.md", to_markdown(found))
         write_text(out / "index.html", page.render(found, drawn, files=True))
     except OSError as error:
-        raise runs.RunError(f"out={out} cannot be written: {error.strerror or error}") from error
+        raise RunError(f"out={out} cannot be written: {error.strerror or error}") from error
     console = Console()
     for warning in found.warnings:
         console.print(Text.assemble(("WARNING ", "bold red"), warning))
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         print(compare(*parse(arguments)))
-    except (UsageError, runs.RunError) as error:
+    except (UsageError, RunError) as error:
         complain(error)
         return 1
     return 0

@@ -99,7 +99,7 @@ def _cached(name: str, build: Callable[[Path], None]) -> Path:
             shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # safetensors' own kind is what a full disk is to it
         why = getattr(error, "strerror", None) or error
-        raise ModelError(f"the cache of models {target.parent} cannot be written: {why}; make room, or name another "
+        raise ModelError(f"the cache of models {target.parent} cannot be filled: {why}; make room, or name another "
                          "folder in ALIGN_CACHE") from error  # fmt: skip
     return target
 

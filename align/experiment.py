@@ -30,7 +30,8 @@ from align.probe import Probe
 from align.reward_model import RewardModel
 from align.rewards import Rewards, build_rewards
 from align.rollouts import from_main
-from align.runs import Run, RunError
+from align.rows import RunError
+from align.runs import Run
 from align.schema import Experiment
 from align.stages import load_data, obtain_reward_model
 from align.tempered import Tempered

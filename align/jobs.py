@@ -28,7 +28,8 @@ from align.locks import held
 from align.places import Place, place
 from align.private import scrubbed
 from align.report.text import visible
-from align.runs import RunError, read
+from align.rows import RunError
+from align.runs import read
 from align.schema import Experiment
 from align.stopping import Terminated
 

@@ -21,7 +21,8 @@ from align.device import return_freed_memory
 from align.models import Policy
 from align.probe import Measured, Probe
 from align.rewards import Rewards
-from align.runs import Run, read_lines
+from align.rows import read_lines
+from align.runs import Run
 from align.schema import Experiment
 from align.stopping import Stop, Terminated
 from align.terminal import Terminal

@@ -26,7 +26,8 @@ from align.locks import waiting
 from align.models import Policy
 from align.records import Prompt
 from align.reward_model import RewardModel, load_reward_model
-from align.runs import RunError, read
+from align.rows import RunError
+from align.runs import read
 from align.sampling import sample
 from align.schema import Experiment, Reward, Sampling
 from align.seeds import derive

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from align.embedded import ModelError, cache_root
 from align.refusals import first_line
-from align.runs import RunError, read
+from align.rows import RunError
+from align.runs import read
 from align.schema import Model
 
 

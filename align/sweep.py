@@ -31,7 +31,8 @@ from align.jobs import INTERRUPTED, Job, record, records
 from align.locks import held
 from align.refusals import ConfigError, need
 from align.report.text import complain, one_line
-from align.runs import RunError, read
+from align.rows import RunError
+from align.runs import read
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"

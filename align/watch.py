@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from align.report.text import complain, one_line
-from align.runs import RunError
+from align.rows import RunError
 from align.watch_view import one_run, sweep
 from align.watched import Watched, find
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from align import runs
 from align.locks import held
-from align.rows import LINES, odd_part
+from align.rows import LINES, RunError, odd_part
 from align.strict_json import parsed
 
 WINDOW = 20  # rows that speed and time left are taken from
@@ -58,7 +58,7 @@ class Tail:
 
 
 class Watched:
-    """What a run directory says now. Raises runs.RunError when it is not one."""
+    """What a run directory says now. Raises RunError when it is not one."""
 
     def __init__(self, path: Path):
         record = runs.read(path)
@@ -140,22 +140,22 @@ def series(rows: list[Mapping[str, Any]], key: str) -> list[float]:
 def find(path: Path) -> list[Path]:
     """The run directory itself, or those in a folder and in its folders (runs/, runs/stages/), sorted by name.
 
-    Folders in it that cannot be looked into are passed over. Raises runs.RunError when there is none.
+    Folders in it that cannot be looked into are passed over. Raises RunError when there is none.
     """
     if is_run(path):
         return [path]
     if not path.is_dir():
-        raise runs.RunError(f"{path}: no such run directory")
+        raise RunError(f"{path}: no such run directory")
     found = sorted({file.parent for glob in ("*/meta.json", "*/*/meta.json") for file in path.glob(glob)})
     found = [folder for folder in found if is_run_to_read(folder)]
     if not found:
         listed(path)  # says when that is why
-        raise runs.RunError(f"{path} is not a run directory, and there is none in it")
+        raise RunError(f"{path} is not a run directory, and there is none in it")
     return found
 
 
 def is_run(path: Path) -> bool:
-    """Raises runs.RunError for a folder that cannot be looked into, another user's."""
+    """Raises RunError for a folder that cannot be looked into, another user's."""
     try:
         return all((path / name).is_file() for name in FILES)
     except OSError as error:
@@ -166,21 +166,21 @@ def is_run_to_read(path: Path) -> bool | None:
     """As `is_run`, of one among others: None for a run that cannot be read, which must not stop the others."""
     try:
         there = is_run(path)
-    except runs.RunError:
+    except RunError:
         return None
     return there if not there or all(os.access(path / name, os.R_OK) for name in FILES) else None
 
 
 def listed(path: Path) -> list[Path]:
-    """What is in a folder, sorted. Raises runs.RunError for one that cannot be looked into."""
+    """What is in a folder, sorted. Raises RunError for one that cannot be looked into."""
     try:
         return sorted(path.iterdir())
     except OSError as error:
         raise _closed(path, error) from error
 
 
-def _closed(path: Path, error: OSError) -> runs.RunError:
-    return runs.RunError(f"{path} cannot be looked into: {error.strerror or error}")
+def _closed(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path} cannot be looked into: {error.strerror or error}")
 
 
 def _object(path: Path) -> dict[str, Any]:

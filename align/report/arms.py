@@ -13,6 +13,7 @@ from typing import Any
 from align import runs
 from align.locks import held
 from align.report.text import config_value, one_line
+from align.rows import RunError, read_lines
 
 # Where a run is written and who watches it is no part of the experiment.
 NOT_THE_EXPERIMENT = ("seed", *runs.CIRCUMSTANCES)
@@ -103,7 +104,7 @@ class Arm:
 
 
 def load(paths: Iterable[Path]) -> list[SeedRun]:
-    """Read run directories, each once, in the order given. Raises runs.RunError naming the one that cannot be read."""
+    """Read run directories, each once, in the order given. Raises RunError naming the one that cannot be read."""
     return [_load(path) for path in {path.resolve(): path for path in paths}.values()]
 
 
@@ -216,7 +217,7 @@ def _load(path: Path) -> SeedRun:
     probes = {}
     for row in record.phase("probe"):
         if not isinstance(row.get("step"), int):
-            raise runs.RunError(f"{path / 'metrics.jsonl'}: probe row with step={row.get('step')!r}, expected a number")
+            raise RunError(f"{path / 'metrics.jsonl'}: probe row with step={row.get('step')!r}, expected a number")
         probes[row["step"]] = row
     unread: list[str] = []
     samples = _beside(path / "samples.jsonl", _by_step, unread)
@@ -231,8 +232,8 @@ def _beside(path: Path, of: Callable[[list[dict[str, Any]]], Any], unread: list[
     """What a run wrote beside its numbers. A damaged file counts as none, and `unread` says so: a finished run would
     never get its page, and a sweep never end, for one line of them."""
     try:
-        return dict(of(runs.read_lines(path)))
-    except runs.RunError as error:
+        return dict(of(read_lines(path)))
+    except RunError as error:
         unread.append(str(error))
         return {}
 
@@ -242,7 +243,7 @@ def _by_step(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[tuple[str, int
     for row in rows:
         sample = row.get("sample") or 0
         if type(sample) is not int:
-            raise runs.RunError(f"samples.jsonl: a row with sample={sample!r}, expected a whole number")
+            raise RunError(f"samples.jsonl: a row with sample={sample!r}, expected a whole number")
         if isinstance(row.get("step"), int):
             samples.setdefault(row["step"], {})[str(row.get("prompt_id")), sample] = row
     return samples

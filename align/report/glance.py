@@ -157,13 +157,15 @@ def _changed(found: Findings) -> Answer:
     arms = found.trained
     keys = differing([arm.config for arm in arms])
     told = [key for key in keys if all(key in arm.config for arm in arms)]
-    partial = len(keys) - len(told)
+    partial = [key for key in keys if key not in told]
     lines = []
     if "algo.name" in told:
         names = dict.fromkeys(config_value(arm.config["algo.name"]) for arm in arms)
-        own = f", with {partial} keys that not all of them have" if partial else ""
+        own = f", with {len(partial)} keys that not all of them have" if partial else ""
         lines.append(f"The algorithm: {_few([*names])}{own}.")
         told = [key for key in told if key not in ("algo.name", "algo.kind")]
+    elif partial:
+        lines.append(f"Not all of them have {_few(partial)}.")
     for key in told[:KEYS]:
         values = dict.fromkeys(config_value(arm.config[key]) for arm in arms)
         lines.append(f"{key}: {' → '.join(values) if len(arms) == 2 else _few([*values])}.")

@@ -21,8 +21,8 @@ from align.refusals import ConfigError, need, reachable
 from align.report import figures, tables
 from align.report.metrics import kl_metric
 from align.report.text import complain, visible
+from align.rows import RunError
 from align.run import USER_ERRORS
-from align.runs import RunError
 from align.study import ends, engine, exact, judged, measured, page, panels, record, spec, values, verdict
 from align.study.rules import Verdict
 from align.study.spec import Study

@@ -9,7 +9,7 @@ from pathlib import Path
 from align.refusals import ConfigError
 from align.report.arms import Arm, SeedRun, experiment, load
 from align.report.stats import at_step
-from align.runs import RunError
+from align.rows import RunError
 from align.study import rules
 from align.study.cures import Cured, cures
 from align.study.engine import Plan, Task

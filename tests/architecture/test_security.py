@@ -23,8 +23,9 @@ from align.files import appending
 from align.private import scrubbed
 from align.report.text import visible
 from align.reward_model import load_reward_model
+from align.rows import RunError
 from align.run import stop
-from align.runs import Run, RunError, read
+from align.runs import Run, read
 from align.study import values
 from align.watched import Watched
 from reward_models.base import RewardError

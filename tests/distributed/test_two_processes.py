@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from align.runs import RunRecord, read, read_lines, stable
+from align.rows import read_lines
+from align.runs import RunRecord, read, stable
 from tests.distributed.launched import environment
 from tests.distributed.worker import ALGORITHMS, FURTHER, RECUT, STEPS, STOP, UNTRAINED, carry_out, stopped
 from tests.end_to_end.helpers import ROOT

@@ -13,7 +13,8 @@ from align.config import plain
 from align.data import DataError
 from align.embedded import ModelError
 from align.refusals import ConfigError
-from align.runs import Run, RunError, read
+from align.rows import RunError
+from align.runs import Run, read
 from tests.config.test_conf import composed
 from tests.end_to_end.helpers import TINY, execute, no_warmup
 

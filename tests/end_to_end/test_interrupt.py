@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from align import compare
 from align import run as entry
-from align.runs import RunError, RunRecord, read, stable
+from align.rows import RunError
+from align.runs import RunRecord, read, stable
 from tests.end_to_end import bad_rewards
 from tests.end_to_end.helpers import TINY, adapter_moved, execute, no_warmup
 

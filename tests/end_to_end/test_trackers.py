@@ -14,7 +14,8 @@ from accelerate.tracking import TensorBoardTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from align import trackers
-from align.runs import RunRecord, read, read_lines, stable
+from align.rows import read_lines
+from align.runs import RunRecord, read, stable
 from tests.end_to_end import bad_rewards
 from tests.end_to_end.helpers import execute, no_warmup
 from tests.end_to_end.helpers import run as finished_run

@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from align.runs import RunRecord, read, read_lines
+from align.rows import read_lines
+from align.runs import RunRecord, read
 from tests.end_to_end.helpers import BY_COMMAND, no_warmup
 from tests.faults.child import within
 

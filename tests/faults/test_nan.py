@@ -15,7 +15,8 @@ import pytest
 from safetensors.torch import load_file
 
 from align.checkpoints import snapshots
-from align.runs import read, read_lines, stable
+from align.rows import read_lines
+from align.runs import read, stable
 from reward_models.base import RewardError
 from tests.end_to_end.helpers import execute, no_warmup
 from tests.faults import nan

@@ -16,7 +16,8 @@ import pytest
 
 from align.checkpoints import snapshots
 from align.probe import Probe
-from align.runs import read, read_lines, stable
+from align.rows import read_lines
+from align.runs import read, stable
 from align.stopping import Stop, Terminated
 from tests.end_to_end.helpers import execute
 from tests.faults.child import ALGORITHMS, COMMON, start, whole

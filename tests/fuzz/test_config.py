@@ -25,7 +25,7 @@ from align.memory.calcs import CALCS
 from align.places import place
 from align.refusals import ConfigError
 from align.report.arms import flatten
-from align.runs import RunError
+from align.rows import RunError
 from tests.fuzz import bad
 from tests.fuzz.trial import attempt, fuzzed
 

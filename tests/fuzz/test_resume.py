@@ -14,8 +14,8 @@ from align.checkpoints import FILES
 from align.config import plain
 from align.locks import unlock
 from align.places import Place, newest, place
-from align.rows import LINES
-from align.runs import Run, RunError, read
+from align.rows import LINES, RunError
+from align.runs import Run, read
 from tests.fuzz import bad
 from tests.fuzz.test_runs import damage, spoil
 from tests.fuzz.trial import attempt, fuzzed

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from align import compare, runs, watch
 from align.refusals import ConfigError
-from align.runs import RunError
+from align.rows import RunError
 from tests.fuzz import bad
 from tests.fuzz.test_config import VALUES, command, override, streams
 from tests.fuzz.trial import attempt, fuzzed, nothing_half_written

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from align.refusals import ConfigError
-from align.runs import RunError
+from align.rows import RunError
 from align.study import __main__ as study
 from align.study import engine, exact, spec
 from tests.fuzz import bad

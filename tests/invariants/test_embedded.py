@@ -129,7 +129,7 @@ def test_a_build_that_is_broken_off_leaves_nothing(cache, reason):
     with pytest.raises((KeyboardInterrupt, ModelError)) as said:
         embedded._cached("model-1", broken_off)
     if isinstance(reason, OSError):
-        assert str(said.value).startswith(f"the cache of models {cache} cannot be written: full; make room")
+        assert str(said.value).startswith(f"the cache of models {cache} cannot be filled: full; make room")
     assert list(cache.iterdir()) == []
     assert embedded._cached("model-1", build) == cache / "model-1"
 

@@ -166,7 +166,8 @@ def test_text_is_measured_without_eos():
 
 
 def test_what_a_completion_lacks_is_nan_in_its_fields_and_null_on_disk(tmp_path):
-    from align.runs import Run, read_lines
+    from align.rows import read_lines
+    from align.runs import Run
 
     answers = made([[5, 1], [6, 7, 8, 1]], [True, True], samples=2)
     rows = sample_rows(3, answers, text_fields(answers), {"length": tensor([2.0, 4.0])})

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from align.report.arms import differing, flatten, group, labels, load
-from align.runs import RunError
+from align.rows import RunError
 from tests.runs.fake_runs import config, write_run, write_sweep
 
 

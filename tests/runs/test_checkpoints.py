@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from align import checkpoints
 from align.checkpoints import FILES, Keeper, Snapshot, prune, restore_rng, rng_state, snapshots, write
-from align.runs import RunError
+from align.rows import RunError
 from align.schema import Checkpoint
 
 PARTS = (*FILES, "manifest.json")

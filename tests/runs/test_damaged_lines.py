@@ -13,7 +13,8 @@ from align.checkpoints import snapshots, write
 from align.places import newest, place
 from align.report.arms import group, load
 from align.report.checks import warnings
-from align.runs import Run, RunError, read
+from align.rows import RunError
+from align.runs import Run, read
 from align.study.verdict import read_arms
 from tests.runs.fake_runs import config, write_run
 from tests.runs.test_places import META, cut_off, settings

@@ -14,7 +14,8 @@ from align.files import write_text
 from align.locks import held, lock
 from align.places import newest, place
 from align.report.arms import load
-from align.runs import Run, RunError, read
+from align.rows import RunError
+from align.runs import Run, read
 from align.watch_view import LOG, _last_lines
 from align.watched import Watched, find
 from tests.runs.fake_runs import config, write_run

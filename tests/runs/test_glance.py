@@ -84,6 +84,17 @@ def test_what_changed_names_the_science_before_the_circumstances(tmp_path):
     )
 
 
+def test_what_changed_names_the_keys_that_not_all_arms_have(tmp_path):
+    first = write_run(tmp_path / "a", config(sampling__vllm=None))
+    changed = "What changed between these two arms?"
+    servers = {"sampling__vllm": {"model": "m", "url": "u"}}
+    assert answers_of(first, write_run(tmp_path / "b", config(**servers)))[changed] == (
+        "Not all of them have sampling.vllm, sampling.vllm.model and sampling.vllm.url. "
+        "Every key that all of them have is the same."
+    )
+    assert answers_of(first, write_run(tmp_path / "c", config("dpo", **servers)))[changed].startswith("The algorithm: ")
+
+
 def test_where_it_went_wrong_is_the_earliest_alarm_of_each_arm(tmp_path, monkeypatch):
     fired = {0: [Alarm(20, "late", "later")], 1: [Alarm(10, "hack", "gold falls while proxy rises")], 2: []}
     monkeypatch.setattr(diagnostics, "alarms", lambda rows: fired[int(rows[0]["seed"])])

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from align.locks import held, lock, unlock, waiting
-from align.runs import Run, RunError
+from align.rows import RunError
+from align.runs import Run
 
 HOLD = "import sys, time; from align.locks import lock; from pathlib import Path; handle = lock(Path(sys.argv[1])); print(handle, flush=True); time.sleep({})"  # noqa: E501
 

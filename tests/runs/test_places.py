@@ -14,7 +14,8 @@ from align.config import plain
 from align.describe import elsewhere
 from align.locks import is_empty, unlock
 from align.places import Place, newest, place
-from align.runs import Run, RunError
+from align.rows import RunError
+from align.runs import Run
 from tests.config.test_conf import composed
 from tests.runs.test_checkpoints import damage, snapshot
 

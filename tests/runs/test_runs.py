@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from align.places import covers, free_name
-from align.runs import LINES, Run, RunError, read, read_lines, stable
+from align.rows import LINES, RunError, read_lines
+from align.runs import Run, read, stable
 
 
 @pytest.fixture

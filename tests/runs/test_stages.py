@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from align import stages
-from align.runs import RunError
+from align.rows import RunError
 from tests.config.test_conf import composed
 
 

@@ -12,14 +12,16 @@ import pytest
 from align import locks
 from align.config import plain
 from align.places import place
-from align.runs import Run, RunError, read
+from align.rows import RunError
+from align.runs import Run, read
 from tests.runs.fake_runs import config, write_run
 from tests.runs.test_places import settings
 
 RACE = """
 import sys, time
 from pathlib import Path
-from align.runs import Run, RunError
+from align.rows import RunError
+from align.runs import Run
 run = Path(sys.argv[1])
 print("up", flush=True)
 sys.stdin.readline()

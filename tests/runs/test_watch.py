@@ -14,7 +14,8 @@ from rich.console import Console
 
 from align import watch, watch_view
 from align.locks import held
-from align.runs import Run, RunError
+from align.rows import RunError
+from align.runs import Run
 from align.watched import SILENCE, Tail, Watched
 from tests.runs.fake_runs import config, write_run
 

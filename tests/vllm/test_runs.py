@@ -15,7 +15,8 @@ import pytest
 from align import vllm_rollouts
 from align.checkpoints import snapshots
 from align.refusals import ConfigError
-from align.runs import read, read_lines, stable
+from align.rows import read_lines
+from align.runs import read, stable
 from align.vllm_rollouts import RolloutError
 from align.vllm_server import OwnServer
 from tests.end_to_end.helpers import BY_COMMAND, ROOT, TINY, execute, no_warmup, run
