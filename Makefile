@@ -18,9 +18,9 @@ install: .venv/installed
 demo: install
 	@$(BIN)/python scripts/demo.py
 
-# Two at a time, a file's tests together: its fixtures are made once
+# Two at a time; who has none left takes half of the other's: with whole files one waited for the other's last
 test: install check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 unit: install
 	$(BIN)/python -m pytest -m "not slow" --ignore=tests/end_to_end --ignore=tests/trainers --ignore=tests/distributed --ignore=tests/faults --ignore=tests/fuzz

@@ -49,7 +49,7 @@ FURTHER |= {
 }
 UNTRAINED = ("best_of_n", "temperature")
 # Stopped on one number of processes, gone on with on another; ALIGN_WHOLE=1 for every algorithm.
-RECUT = ("sft", "dpo", "ppo", "grpo")
+RECUT = ("dpo", "ppo")
 if "ALIGN_WHOLE" in os.environ:
     FURTHER["rloo scaled"] = (*ALGORITHMS["rloo"], "algo.scale.normalise=running")  # moments of all rollouts so far
     RECUT = tuple(name for name in ALGORITHMS | FURTHER if name not in UNTRAINED)

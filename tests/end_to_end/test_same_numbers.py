@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from align.runs import stable
-from tests.end_to_end.helpers import no_warmup, run
+from tests.end_to_end.helpers import BY_COMMAND, no_warmup, run
 
 
-@pytest.mark.parametrize("algo", ["grpo", "ppo", "dapo", "dpo"])
+@pytest.mark.parametrize("algo", ["grpo", "ppo", pytest.param("dapo", marks=BY_COMMAND), "dpo"])
 def test_a_run_can_be_repeated_to_the_last_bit(tmp_path, algo):
     overrides = (*no_warmup(algo), "steps=3", "probe.every=2", "algo.optimizer.lr=0.01")
     once, again, other = (run(tmp_path, *overrides, f"seed={seed}") for seed in (7, 7, 8))

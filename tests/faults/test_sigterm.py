@@ -19,7 +19,7 @@ from align.probe import Probe
 from align.rows import read_lines
 from align.runs import read, stable
 from align.stopping import Stop, Terminated
-from tests.end_to_end.helpers import execute
+from tests.end_to_end.helpers import BY_COMMAND, execute
 from tests.faults.child import ALGORITHMS, COMMON, start, whole
 
 KILLS = int(os.environ.get("ALIGN_KILLS", "1"))
@@ -30,7 +30,7 @@ def rows(folder) -> list[tuple[str, int]]:
     return [(row["phase"], row["step"]) for row in read_lines(folder / "run" / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("algo", ["sft", "dpo", "grpo", "ppo learned"])
+@pytest.mark.parametrize("algo", [pytest.param("sft", marks=BY_COMMAND), "dpo", "grpo", "ppo learned"])
 def test_told_to_end_a_run_keeps_the_step_it_is_in(tmp_path, algo):
     settings = (*COMMON, *ALGORITHMS[algo], NEVER)
     start(tmp_path / "whole", *settings).join()

@@ -17,7 +17,7 @@ from align.config import config_hash, plain
 from align.refusals import ConfigError
 from align.study import __main__ as cli
 from align.study import engine, spec
-from tests.end_to_end.helpers import ROOT, TINY
+from tests.end_to_end.helpers import BY_COMMAND, ROOT, TINY
 from tests.study.fakes import TRAINED
 
 BASE = [*TINY, "algo=dpo", "probe.samples=2", "probe.greedy=false", "probe.pairs=2", "algo.optimizer.warmup_steps=0",
@@ -249,7 +249,7 @@ def study(root: Path, *more: str) -> list[str]:
             f"runs_root={root}/runs", *more]  # fmt: skip
 
 
-@pytest.mark.slow
+@BY_COMMAND
 def test_a_study_that_is_killed_and_started_again_gives_the_same_verdict_and_then_changes_nothing(tmp_path):
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
