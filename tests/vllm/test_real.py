@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -129,6 +130,37 @@ def test_a_server_says_what_the_fake_says_of_adapters_it_has_and_has_not(served)
         server.complete("other", served.canary, 1.0, served.policy.stop_ids, 60)
     with pytest.raises(ServerError, match="401"):
         Server(server.url, "guess").models(10)
+
+
+def test_two_servers_share_a_rollout_and_one_that_is_killed_in_it_loses_nothing(served, tmp_path):
+    experiment, first = composed(*SETTINGS), served.servers[0]
+    second = OwnServer(PYTHON, arguments(experiment, served.policy, tmp_path), tmp_path / "vllm.log")
+    second.start()
+    sampler = ServedSampler(experiment, served.policy, [first, second], tmp_path / "sent", QUESTION)
+    completed, answers = sampler.completed, Counter[str]()
+
+    def counted(server, *request):
+        answer = completed(server, *request)
+        answers[server.url] += 1
+        if server is second and answers[server.url] == 3:
+            os.killpg(second.process.pid, signal.SIGKILL)
+        return answer
+
+    try:
+        sampler.begin()
+        sampler.completed = counted
+        made = sampler(sampler.policy, PROMPTS, 12, sampler.cfg, 9)
+        (said,) = sampler.told()
+        assert second.url in said and answers[second.url] >= 3
+        assert answers.total() == len(made.prompts) == 12 * len(PROMPTS), "each was answered once"
+        assert [prompt.id for prompt in made.prompts] == [prompt.id for prompt in PROMPTS for _ in range(12)]
+        assert gap(sampler, made) < 0.1
+        before = answers[second.url]
+        again = sampler(sampler.policy, PROMPTS, 12, sampler.cfg, 10)
+        assert "started again" in sampler.told()[0] and answers[second.url] > before + 3 and gap(sampler, again) < 0.1
+    finally:
+        sampler.close()
+        second.stop()
 
 
 def test_a_run_whose_server_is_killed_goes_on_with_another_and_ends_it(tmp_path):
