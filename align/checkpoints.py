@@ -192,7 +192,8 @@ def prune(folder: Path, keep: int, step: int) -> None:
     kept = [path for path in found if _order(path) <= _order(folder / _name(step))][:keep]
     for old in found:
         if old not in kept:
-            (old / "manifest.json").unlink(missing_ok=True)
+            if not (old / "manifest.json").is_dir():  # damage may be anything
+                (old / "manifest.json").unlink(missing_ok=True)
             shutil.rmtree(old)
 
 

@@ -78,10 +78,14 @@ def compare(paths: Sequence[Path], out: Path) -> Path:
 
 
 def report(run: Path) -> Path:
-    """The page of one run, `RUN_DIR/report.html`, and nothing else beside it."""
+    """The page of one run, `RUN_DIR/report.html`, and nothing else beside it. Raises RunError."""
     found = examine(*grouping.group(grouping.load([run])))
     drawn = [(figure, figures.for_page(figure)) for figure in _figures(found)]
-    write_text(run / "report.html", page.render(found, drawn, files=False))
+    try:
+        write_text(run / "report.html", page.render(found, drawn, files=False))
+    except OSError as error:
+        raise RunError(f"{run / 'report.html'} cannot be written: {error.strerror or error}; once it can, resume=true "
+                       "writes it") from error  # fmt: skip
     return run / "report.html"
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -87,11 +88,12 @@ def _cached(name: str, build: Callable[[Path], None]) -> Path:
     """`cache/name`, built aside and renamed: a killed build leaves nothing that looks whole, and of two builders at
     once the first to finish wins."""
     target = cache_root() / name
-    if (target / "config.json").is_file():
-        return target
     try:
+        if (target / "config.json").is_file():
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=target.parent))
+        aside = target.with_name(f"{name}.{secrets.token_hex(4)}")
+        aside.mkdir()  # not mkdtemp's, which is closed to the others who share the cache
         try:
             build(aside)
             _take_the_place(aside, target)

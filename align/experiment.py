@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_s
 
 from align import strategy
 from align.best_of_n import BestOfN
-from align.checkpoints import prune
+from align.checkpoints import Snapshot, prune
 from align.compare import report
 from align.config import plain
 from align.data import Data
@@ -87,6 +87,19 @@ def agreed(experiment: Experiment, processes: PartialState) -> Place:
     return where
 
 
+def _opened(experiment: Experiment, where: Place, meta: dict[str, Any], start: Snapshot | None) -> Run:
+    if where.before is None:
+        return Run.create(where.path, plain(experiment), meta)
+    run = Run.reopen(where.path, start.run if start else None, where.before)
+    try:
+        prune(where.path / "checkpoints", experiment.checkpoint.keep, start.step if start else 0)
+    except OSError as error:
+        with run:
+            raise RunError(f"run_dir={where.path}: {error.filename} is not gone on from and cannot be removed: "
+                           f"{error.strerror or error}") from error  # fmt: skip
+    return run
+
+
 @contextmanager
 def opening(
     experiment: Experiment, where: Place, meta: dict[str, Any], accelerator: Accelerator, line: str, notes: Any
@@ -99,13 +112,7 @@ def opening(
     if len(set(steps)) > 1:
         raise RunError(f"run_dir={where.path}: not every process finds the same checkpoint (steps {steps}); see that "
                        "all read the same folder, and start again")  # fmt: skip
-    run = None
-    if accelerator.is_main_process:
-        if where.before is not None:
-            run = Run.reopen(where.path, start.run if start else None, where.before)
-            prune(where.path / "checkpoints", experiment.checkpoint.keep, start.step if start else 0)
-        else:
-            run = Run.create(where.path, plain(experiment), meta)
+    run = _opened(experiment, where, meta, start) if accelerator.is_main_process else None
     terminal = Terminal(line, experiment.steps, silent=run is None)
     opened = OpenRun(experiment, where.path, run, terminal, accelerator, start)
     before = where.before.rows if where.before else ()

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-# Where a run writes in its directory beside the files that lie directly in it. Not wandb/: W&B puts links into that.
-FOLDERS = ("checkpoints", "adapter", "model", "start", "sent", "tensorboard")
+LINKS_OF_ITS_OWN = "wandb"  # a tracker's folder in a run directory; the run writes nothing there
 
 
 @contextmanager
@@ -50,15 +49,15 @@ def _no_link(path: str, flags: int) -> int:
 
 
 def not_own(folder: Path) -> Path | None:
-    """An entry of a run directory, or of a folder that a run writes into, which is neither a file nor a folder: through
-    a link one would write and remove elsewhere, on a pipe one would wait. None: there is none, or no such folder."""
-    places = [folder, *(folder / name for name in FOLDERS)]
+    """An entry of a run directory, however deep, which is neither a file nor a folder: through a link one would write
+    and remove elsewhere, on a pipe one would wait. None: there is none, or no such folder."""
+    places = [folder]
     while places:
         place = places.pop(0)
         for entry in sorted(place.iterdir()) if place.is_dir() else ():
             if _odd(entry):
                 return entry
-            if place != folder and entry.is_dir():
+            if entry.is_dir() and entry != folder / LINKS_OF_ITS_OWN:
                 places.append(entry)
     return None
 

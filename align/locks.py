@@ -28,7 +28,7 @@ GLANCE = 0.2  # seconds that a lock is tried for: whoever looks whether it is he
 
 def lock(path: Path) -> int | None:
     """Lock a folder or file for as long as the returned handle is open; None when another process holds it."""
-    handle = os.open(_file(path), os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+    handle = _open(_file(path))
     _held.add(handle)
     if fcntl is None:
         return handle
@@ -49,6 +49,15 @@ def lock(path: Path) -> int | None:
             raise
         else:
             return handle
+
+
+def _open(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+    except PermissionError:
+        if not os.access(file.parent, os.W_OK):
+            raise
+        return os.open(file, os.O_RDONLY | NO_LINK)  # left by another user of a folder that both may write
 
 
 def unlock(handle: int) -> None:
@@ -83,7 +92,7 @@ def waiting(path: Path, say: Callable[[], None]) -> Iterator[None]:
     handle = lock(path)
     if handle is None:
         say()
-        handle = os.open(path, os.O_RDWR | NO_LINK)
+        handle = _open(path)
         _held.add(handle)
         fcntl.flock(handle, fcntl.LOCK_EX)
     try:

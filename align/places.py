@@ -86,6 +86,9 @@ def _earlier(path: Path, experiment: Experiment) -> Place:
     before = read(path, to_resume=True)
     if before.state == "finished":  # nothing of it will be cut: its rows are its result
         before = read(path)
+    if before.state == "unknown" and (path / "report.html").is_file():
+        raise RunError(f"run_dir={path} is damaged: it has the page of a finished run, and its status.json does "
+                       'not say so; write {"state": "finished"} into that')  # fmt: skip
     if config_hash(before.config) != config_hash(here):
         different = on_one_line(", ".join(_differences(before.config, here, "")))
         raise RunError(f"run_dir={path} is another experiment: it differs in {different}; a run goes on as it began")
@@ -145,7 +148,8 @@ def newest(where: Place, meta: Mapping[str, Any]) -> Snapshot | None:
             raise RunError(f"run_dir={where.path}: the {what} changed since the run began; it cannot go on")
     scored_by = where.before.meta.get("reward_fingerprint")  # runs older than the key lack it
     if scored_by not in (None, meta["reward_fingerprint"]):
-        raise RunError(f"run_dir={where.path}: the reward model was trained again since the run began; it cannot go on")
+        raise RunError(f"run_dir={where.path}: the reward model was trained again since the run began, and came out "
+                       "another; put back the first one, or name another run_dir")  # fmt: skip
     for found in snapshots(where.path / "checkpoints"):
         lost = _lost(where.path, found.run)
         if not lost:

@@ -6,8 +6,11 @@ import os
 import re
 
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)  # in the name of a variable
-SHORTEST = 4  # of a value that is looked for in texts: shorter ones stand in every other word
-ADDRESS = re.compile(r"://(?:[^/@\s]*:\S*|[^/@\s]+)@")  # a password may have slashes
+SHORTEST = 8  # of a value that is looked for in texts: `VLLM_API_KEY=test` stands in every other path
+LONGEST = 1024  # of a password in an address: without an end, 100 kB of "://a:" took half a minute
+ADDRESS = re.compile(
+    rf"://(?:[^/@\s]{{0,{LONGEST}}}:[^\s\"]{{0,{LONGEST}}}|[^/@\s]{{1,{LONGEST}}})@"
+)  # slashes may be in one
 # Of TOKENIZERS_PARALLELISM, MAX_TOKENS: no secrets, and words of many a sentence
 PLAIN = re.compile(r"true|false|none|null|auto|[0-9]{1,7}", re.IGNORECASE)
 
@@ -17,6 +20,7 @@ def scrubbed(text: str) -> str:
     text = ADDRESS.sub("://***@", text)
     values = {value.strip() for name, value in os.environ.items() if SECRET.search(name)}
     for value in sorted(values, key=len, reverse=True):  # one may be the beginning of another
-        if len(value) >= SHORTEST and not PLAIN.fullmatch(value):
+        path = os.path.isabs(value) and os.path.exists(value)  # AWS_SHARED_CREDENTIALS_FILE says where, not what
+        if len(value) >= SHORTEST and not path and not PLAIN.fullmatch(value):
             text = text.replace(value, "***")
     return text

@@ -55,7 +55,7 @@ def need_own(path: Path) -> None:
         raise RunError(f"run_dir={path} cannot be looked into: {error.strerror or error}") from error
     if odd is not None:
         raise RunError(f"run_dir={path}: {on_one_line(str(odd.relative_to(path)))} is a link or a pipe, which no run "
-                       "makes; put a file or folder of its own there, or name another run_dir")  # fmt: skip
+                       "makes; remove it, or name another run_dir")  # fmt: skip
 
 
 class Run:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 
@@ -59,9 +59,12 @@ def answered(cfg: Any, experiment: Experiment, policy: Policy, asked: Sequence[P
     """`cfg.pool.samples` answers of the start model to each prompt: shipped, cached, or sampled and cached."""
     name = f"pool-{pool_key(cfg, policy.fingerprint, asked)[:12]}.jsonl.gz"
     cached = stages_root(experiment) / name
-    for path in (SHIPPED / name, cached):
-        if path.is_file():
-            return read_pool(path, asked)
+    try:
+        there = next((path for path in (SHIPPED / name, cached) if path.is_file()), None)
+    except OSError as error:  # another user's
+        raise RunError(f"runs_root: {cached.parent} cannot be looked into: {error.strerror or error}") from error
+    if there is not None:
+        return read_pool(there, asked)
     with _alone(cached, "sampling this pool"):
         if not cached.is_file():
             many = len(asked) * cfg.pool.samples
@@ -119,29 +122,40 @@ def obtain_reward_model(
 def _once(experiment: Experiment, execute: Callable[[Experiment], Path]) -> None:
     """A reward model's run, unless it is finished. Of several runs that need it one trains it and the others wait."""
     path, processes = Path(str(experiment.run_dir)), PartialState()
-    if _finished(path):
+    if _earlier(path, experiment) == "finished":
         return
     main = processes.is_main_process
     with _alone(path, "training the reward model") if main else nullcontext():
         processes.wait_for_everyone()  # the others look when the main process holds the lock
-        finished = _finished(path)
+        earlier = _earlier(path, experiment)
         processes.wait_for_everyone()  # and all have looked before anything changes
-        if finished:
+        if earlier == "finished":
             return
         if main:
-            if not experiment.resume or not _same(path, experiment):
+            if earlier == "of no use":
                 shutil.rmtree(path, ignore_errors=True)
             print(f"training the reward model first, once: {path}", flush=True)
         processes.wait_for_everyone()
         execute(experiment)
 
 
-def _same(path: Path, experiment: Experiment) -> bool:
-    """Whether what an interrupted start left can be gone on with: its probe, say, may have been another."""
+def _earlier(path: Path, experiment: Experiment) -> Literal["finished", "to go on with", "of no use"]:
+    """What an earlier start left. An interrupted one's probe, say, may have been another.
+
+    Raises RunError for one that cannot be told: it is not trained again unasked, since what it scored could not go on.
+    """
     try:
-        return config_hash(read(path).config) == config_hash(plain(experiment))
-    except RunError:
-        return False
+        if not (path / "meta.json").is_file():
+            return "of no use"
+        run = read(path, to_resume=True)
+        if run.state == "unknown" and not experiment.resume and (path / "status.json").exists():
+            raise RunError(f"{path / 'status.json'} is damaged")
+    except (OSError, RunError) as error:
+        raise RunError(f"{error}; it is a reward model's: remove {path} to train it again") from error
+    if run.state == "finished":
+        return "finished"
+    same = experiment.resume and config_hash(run.config) == config_hash(plain(experiment))
+    return "to go on with" if same else "of no use"
 
 
 def stages_root(experiment: Experiment) -> Path:
@@ -164,13 +178,6 @@ def _reward_key(experiment: Experiment, policy: Policy, data: Data) -> str:
 def _model_settings(model: Mapping[str, Any]) -> dict[str, Any]:
     """What was so before there was a choice is left out: reward models older than it are found again."""
     return {key: value for key, value in model.items() if (key, value) != ("quant", None)}
-
-
-def _finished(path: Path) -> bool:
-    try:
-        return read(path).state == "finished"
-    except RunError:
-        return False
 
 
 def _check_given(path: Path, experiment: Experiment) -> None:

@@ -1,5 +1,5 @@
-"""JSON with finite numbers alone, and the YAML that says no more: what a run writes. Anything else in its files is
-damage, whoever reads them."""
+"""JSON with finite numbers alone, and YAML that says no more, but for the infinity that a setting may be: what a run
+writes. Anything else in its files is damage, whoever reads them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class _Plain(yaml.SafeLoader):
 
 
 def parsed_yaml(text: str) -> Any:
-    """YAML whose keys are texts and whose values JSON could hold. Raises ValueError and yaml.YAMLError."""
+    """YAML whose keys are texts and whose values are texts, numbers, truths and nothings. Raises ValueError and
+    yaml.YAMLError."""
     loader = _Plain(text)
     try:
         value = loader.get_single_data()  # type: ignore[no-untyped-call]
@@ -58,10 +59,10 @@ def _plain(value: Any) -> None:
             _plain(part)
     elif isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
         raise ValueError("a number of too many digits")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no number of JSON")
+    elif isinstance(value, float) and math.isnan(value):  # data.labels.sharpness=inf is a setting
+        raise ValueError(f"{value} is no number")
     elif not isinstance(value, str | int | float | None):
-        raise ValueError(f"a {type(value).__name__}, which JSON cannot hold")
+        raise ValueError(f"a {type(value).__name__}, which no run writes")
 
 
 def _refuse(name: str) -> None:

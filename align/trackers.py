@@ -188,7 +188,7 @@ class Tracking:
 
     def _thread_ended(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard writes in a thread: on a full disk its traceback stood before the run's own word for it."""
-        if type(args.thread).__module__.partition(".")[0] == self.name:
+        if self.name == "tensorboard" and type(args.thread).__module__.startswith("tensorboard."):
             self.thread = args.exc_value
         else:
             self.others(args)

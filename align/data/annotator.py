@@ -128,9 +128,9 @@ def write_pool(path: Path, pool: Pool) -> None:
 
 def read_pool(path: Path, asked: Sequence[Prompt] | None = None) -> Pool:
     """Raises DataError when the file is not a pool, is damaged, or answers other prompts than this version's."""
-    if not path.is_file():  # a pipe would be waited for
-        raise DataError(f"pool {path}: there is no such file")
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise DataError(f"pool {path}: there is no such file")
         with gzip.open(path) as file:
             text = file.read(MAX_POOL_BYTES + 1)
         if len(text) > MAX_POOL_BYTES:

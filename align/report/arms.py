@@ -232,9 +232,14 @@ def _beside(path: Path, of: Callable[[list[dict[str, Any]]], Any], unread: list[
     """What a run wrote beside its numbers. A damaged file counts as none, and `unread` says so: a finished run would
     never get its page, and a sweep never end, for one line of them."""
     try:
-        return dict(of(read_lines(path)))
-    except RunError as error:
+        rows = read_lines(path)
+    except RunError as error:  # it names the file
         unread.append(str(error))
+        return {}
+    try:
+        return dict(of(rows))
+    except RunError as error:
+        unread.append(f"{path}: {error}")
         return {}
 
 
@@ -243,7 +248,7 @@ def _by_step(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[tuple[str, int
     for row in rows:
         sample = row.get("sample") or 0
         if type(sample) is not int:
-            raise RunError(f"samples.jsonl: a row with sample={sample!r}, expected a whole number")
+            raise RunError(f"a row with sample={sample!r}, expected a whole number")
         if isinstance(row.get("step"), int):
             samples.setdefault(row["step"], {})[str(row.get("prompt_id")), sample] = row
     return samples

@@ -184,13 +184,23 @@ def test_a_message_of_a_library_is_without_passwords(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "abcdef123")
     said = scrubbed("request to http://user:S3CRETpw@127.0.0.1:9/x failed with key abcdef123")
     assert said == "request to http://***@127.0.0.1:9/x failed with key ***"
-    monkeypatch.setenv("SOME_KEY", "a")  # a letter that stands in every word
-    assert scrubbed("a plan") == "a plan"
+    monkeypatch.setenv("SOME_KEY", "test")  # a part of many a path
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(Path(__file__).parent))  # where, not what
+    assert scrubbed(f"a test in {__file__}") == f"a test in {__file__}"
     assert scrubbed("http://user:a/b@c/d@host/x and http://host/y") == "http://***@host/x and http://host/y"
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # no secret
     monkeypatch.setenv("MAX_TOKENS", "4096")
-    monkeypatch.setenv("OTHER_KEY", "abcdef")  # the beginning of another
-    assert scrubbed("false, 4096, abcdef123, abcdef") == "false, 4096, ***, ***"
+    monkeypatch.setenv("OTHER_KEY", "abcdef12")  # the beginning of another
+    assert scrubbed("false, 4096, abcdef123, abcdef12") == "false, 4096, ***, ***"
+    said = '{"url":"http://h:1/","mail":"a@b"}'
+    assert scrubbed(said) == said
+
+
+def test_a_long_message_is_read_in_time():
+    for text in ("://a:", "://" + ":" * 2000, "://" + "a" * 2000, "://a:/"):
+        started = time.process_time()
+        scrubbed(text * (100_000 // len(text)))
+        assert time.process_time() - started < 5, text[:9]
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, RewardError])

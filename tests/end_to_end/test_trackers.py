@@ -126,6 +126,18 @@ def test_a_full_disk_in_tensorboards_own_thread_is_said_without_its_traceback(tm
     assert not printed and threading.excepthook is hook
 
 
+def test_a_thread_that_is_not_tensorboards_fails_as_it_always_did(tmp_path, monkeypatch):
+    said: list[tuple[str, int, str]] = []
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    run = trackers.Tracked(tmp_path, "run", {}, 0)
+    with trackers.Tracking("tensorboard", run, lambda *event: said.append(event)):
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+    assert [args.exc_type for args in printed] == [ZeroDivisionError] and not said
+
+
 class Recorder:
     """Stands in for a tracker that cannot take back what it was sent."""
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from align.checkpoints import FILES
-from align.config import plain
+from align.experiment import _opened
 from align.locks import unlock
 from align.places import Place, newest, place
 from align.rows import LINES, RunError
-from align.runs import Run, read
+from align.runs import read
 from tests.fuzz import bad
 from tests.fuzz.test_runs import damage, spoil
 from tests.fuzz.trial import attempt, fuzzed
@@ -79,12 +79,8 @@ def gone_on(e):
     where = place(e)
     if where.finished:
         return None
-    if where.before is None:
-        run = Run.create(where.path, plain(e), META)
-        start = None
-    else:
-        start = newest(where, META)
-        run = Run.reopen(where.path, start.run if start else None, where.before)
+    start = newest(where, META)
+    run = _opened(e, where, META, start)
     for file in run._files.values():
         file.close()
     unlock(run._lock)

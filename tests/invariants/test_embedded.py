@@ -120,6 +120,23 @@ def test_a_model_is_built_once(cache):
     assert [path.name for path in cache.iterdir()] == ["model-1"]
 
 
+def test_a_cache_can_be_shared(cache):
+    """mkdtemp's folder was open to its maker alone."""
+    for name in ("plain", "model-1"):
+        embedded._cached(name, build)
+    (cache / "of mkdir").mkdir()
+    assert (cache / "model-1").stat().st_mode == (cache / "of mkdir").stat().st_mode
+
+
+def test_a_model_in_it_that_is_closed_is_said(cache, monkeypatch):
+    def closed(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    with pytest.raises(ModelError, match="cannot be filled: Permission denied; make room, or name another folder"):
+        embedded._cached("model-1", build)
+
+
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, ModelError("cannot be read"), OSError(errno.ENOSPC, "full")])
 def test_a_build_that_is_broken_off_leaves_nothing(cache, reason):
     def broken_off(target: Path) -> None:

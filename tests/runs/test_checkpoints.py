@@ -118,6 +118,15 @@ def test_a_checkpoint_that_was_being_removed_is_not_one(tmp_path, monkeypatch):
     assert names(tmp_path) == ["step-000020"]
 
 
+def test_a_manifest_that_is_a_folder_goes_with_its_checkpoint(tmp_path):
+    for step in (10, 20):
+        write(tmp_path, snapshot(step))
+    (tmp_path / "step-000020" / "manifest.json").unlink()
+    (tmp_path / "step-000020" / "manifest.json").mkdir()
+    prune(tmp_path, 3, 10)
+    assert names(tmp_path) == ["step-000010"]
+
+
 # --- damaged ---
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 from warnings import catch_warnings, simplefilter
 
 import pytest
 
-from align import compare
+from align import compare, experiment
 from align.checkpoints import snapshots, write
+from align.locks import held
 from align.places import newest, place
 from align.report.arms import group, load
 from align.report.checks import warnings
@@ -46,7 +49,7 @@ def test_a_finished_run_gets_its_page_without_a_damaged_file_beside_its_numbers(
     assert found.probes == whole[0].probes
     assert not (found.samples if name == "samples.jsonl" else found.events)
     (said,) = warnings(*group([found]))
-    assert name in said and "Nothing of this file is used" in said
+    assert str(run / name) in said and "Nothing of this file is used" in said
     assert f"{name}" in compare.report(run).read_text("utf-8")
 
 
@@ -57,6 +60,14 @@ def test_so_does_a_comparison_and_its_warning_is_on_page_and_terminal(run, tmp_p
     said = "line 4: not JSON. Nothing of this file is used"
     assert said in " ".join(capsys.readouterr().out.split())
     assert said in (tmp_path / "out" / "summary.md").read_text("utf-8")
+
+
+def test_a_page_that_cannot_be_written_is_said(run, monkeypatch):
+    monkeypatch.setattr(compare, "_figures", lambda _: [])
+    (run / "report.html").unlink(missing_ok=True)
+    (run / "report.html").mkdir()
+    with pytest.raises(RunError, match=r"report\.html cannot be written: Is a directory; once it can, resume=true"):
+        compare.report(run)
 
 
 def test_a_verdict_is_not_given_without_them(run):
@@ -118,6 +129,33 @@ def test_a_damaged_status_is_that_of_a_run_to_go_on_with(stopped, text):
     path, e = stopped
     (path / "status.json").write_text(text)
     assert place(e).before.state == "unknown"
+    assert gone_on(e) == 3
+
+
+@pytest.mark.parametrize("text", ["{", None])
+def test_one_of_a_run_that_has_its_page_is_not(stopped, text):
+    """Its checkpoints may have been removed to make room: all of it would be trained again."""
+    path, e = stopped
+    (path / "report.html").touch()
+    (path / "status.json").unlink()
+    if text is not None:
+        (path / "status.json").write_text(text)
+    with pytest.raises(RunError, match='page of a finished run.*write {"state": "finished"} into'):
+        place(e)
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_said(stopped, monkeypatch):
+    path, e = stopped
+    where, full = place(e), path / "checkpoints" / "step-000001"
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(full))
+
+    monkeypatch.setattr(experiment, "prune", refuse)
+    with pytest.raises(RunError, match=f"{full} is not gone on from and cannot be removed: Permission denied"):
+        experiment._opened(e, where, META, newest(where, META))
+    assert read(path).state == "failed" and not held(path)
+    monkeypatch.undo()
     assert gone_on(e) == 3
 
 

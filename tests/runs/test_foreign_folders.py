@@ -26,7 +26,7 @@ from tests.runs.test_places import META, cut_off, settings
 
 LINKED = ("checkpoints", "checkpoints/step-000001", "checkpoints/.step-000001.tmp", "adapter", "adapter/weights",
           "model", "start", "tensorboard", "sent", "vllm.log", ".lock", "metrics.jsonl", "status.json",
-          "report.html")  # fmt: skip
+          "report.html", "initial_adapter/adapter_config.json", "of/no/run")  # fmt: skip
 
 
 def elsewhere(tmp_path):

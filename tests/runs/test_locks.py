@@ -76,6 +76,24 @@ def test_what_a_killed_holder_had_forked_holds_nothing_either(tmp_path):
         os.kill(worker, signal.SIGKILL)
 
 
+def test_a_lock_that_another_user_left_is_taken_where_both_may_write(tmp_path, monkeypatch):
+    opened, file = os.open, tmp_path / "pool.lock"
+    file.touch()
+
+    def theirs(path, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", theirs)
+    with waiting(file, lambda: pytest.fail("nobody has it")):
+        assert lock(file) is None and held(file) is True
+    assert held(file) is False
+    monkeypatch.setattr(os, "access", lambda path, how: False)
+    with pytest.raises(PermissionError):
+        lock(file)
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_said_and_no_error_for_who_looks(tmp_path, monkeypatch, number):
     folder = tmp_path / "run"
@@ -86,4 +104,4 @@ def test_a_file_system_without_locks_is_said_and_no_error_for_who_looks(tmp_path
     monkeypatch.setattr("align.locks.fcntl.flock", none_here)
     with pytest.raises(RunError, match="no locks"):
         Run.create(folder, {}, {})
-    assert not held(folder)
+    assert held(folder) is False

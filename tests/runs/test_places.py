@@ -118,6 +118,14 @@ def test_other_software_or_another_machine_is_said(before, said):
     assert found == (f"goes on with {said}: numbers may round differently from here" if said else "")
 
 
+def test_a_setting_that_is_infinite_is_read_back(tmp_path):
+    overrides = ("data=annotator", "data.labels.sharpness=inf", "resume=true")
+    e = settings(tmp_path, *overrides)
+    cut_off(place(e), e)
+    before = place(e).before
+    assert before is not None and before.config["data"]["labels"]["sharpness"] == float("inf")
+
+
 def test_a_new_run_goes_on_from_nothing(tmp_path):
     assert newest(Place(tmp_path), {}) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from align import stages
 from align.rows import RunError
 from tests.config.test_conf import composed
+from tests.runs.test_places import Place, cut_off, settings
 
 
 @pytest.fixture
@@ -51,3 +53,44 @@ def test_where_a_pool_could_not_be_kept_none_is_sampled(tmp_path, sampled):
     with pytest.raises(RunError, match=f"^runs_root: {tmp_path}/file/stages cannot be written: Not a directory$"):
         answered(tmp_path / "file")
     assert sampled == []
+
+
+def test_a_folder_of_stages_that_is_closed_is_said(tmp_path, sampled, monkeypatch):
+    real = Path.is_file
+
+    def closed(path):
+        if path.parent == tmp_path / "stages":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    with pytest.raises(RunError, match="stages cannot be looked into: Permission denied"):
+        answered(tmp_path)
+
+
+# --- reward models ---
+
+
+def test_of_a_reward_models_run_what_is_finished_or_of_this_experiment_is_kept(tmp_path):
+    again, other = settings(tmp_path, "resume=true"), settings(tmp_path, "resume=true", "steps=9")
+    path = tmp_path / "reward"
+    assert stages._earlier(path, again) == "of no use"
+    cut_off(Place(path), again)
+    (path / "metrics.jsonl").open("a").write("?\n")  # goes on from a checkpoint before it
+    assert stages._earlier(path, again) == "to go on with"
+    assert stages._earlier(path, other) == stages._earlier(path, settings(tmp_path)) == "of no use"
+    (path / "status.json").write_text("?")
+    assert stages._earlier(path, again) == "to go on with"
+    (path / "status.json").write_text('{"state": "finished"}')
+    assert stages._earlier(path, settings(tmp_path)) == "finished"
+
+
+@pytest.mark.parametrize("file", ["status.json", "config.yaml", "meta.json"])
+def test_one_that_cannot_be_told_is_not_removed(tmp_path, file):
+    """Trained again it may come out another, with which what it scored could not go on."""
+    e = settings(tmp_path, f"run_dir={tmp_path}/reward")
+    path = cut_off(Place(tmp_path / "reward"), e, state="finished")
+    (path / file).write_text("{")
+    with pytest.raises(RunError, match=f"damaged.*; it is a reward model's: remove {path} to train it again"):
+        stages._once(e, lambda _: pytest.fail("trained again"))
+    assert (path / "checkpoints").is_dir()
