@@ -8,9 +8,8 @@ import re
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)  # in the name of a variable
 SHORTEST = 8  # of a value that is looked for in texts: `VLLM_API_KEY=test` stands in every other path
 LONGEST = 1024  # of a password in an address: without an end, 100 kB of "://a:" took half a minute
-ADDRESS = re.compile(
-    rf"://(?:[^/@\s]{{0,{LONGEST}}}:[^\s\"]{{0,{LONGEST}}}|[^/@\s]{{1,{LONGEST}}})@"
-)  # slashes may be in one
+# A password may have slashes
+ADDRESS = re.compile(rf"://(?:[^/@\s]{{0,{LONGEST}}}:[^\s\"]{{0,{LONGEST}}}|[^/@\s]{{1,{LONGEST}}})@")
 # Of TOKENIZERS_PARALLELISM, MAX_TOKENS: no secrets, and words of many a sentence
 PLAIN = re.compile(r"true|false|none|null|auto|[0-9]{1,7}", re.IGNORECASE)
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -122,8 +122,9 @@ def obtain_reward_model(
 def _once(experiment: Experiment, execute: Callable[[Experiment], Path]) -> None:
     """A reward model's run, unless it is finished. Of several runs that need it one trains it and the others wait."""
     path, processes = Path(str(experiment.run_dir)), PartialState()
-    if _earlier(path, experiment) == "finished":
-        return
+    with suppress(RunError):  # another process may just be removing it: judged under the lock
+        if _earlier(path, experiment) == "finished":
+            return
     main = processes.is_main_process
     with _alone(path, "training the reward model") if main else nullcontext():
         processes.wait_for_everyone()  # the others look when the main process holds the lock

@@ -85,6 +85,21 @@ def test_of_a_reward_models_run_what_is_finished_or_of_this_experiment_is_kept(t
     assert stages._earlier(path, settings(tmp_path)) == "finished"
 
 
+def test_one_that_another_process_is_removing_is_waited_for(tmp_path, monkeypatch):
+    e = settings(tmp_path, f"run_dir={tmp_path}/reward")
+    path, trained = cut_off(Place(tmp_path / "reward"), e), []
+    (path / "config.yaml").unlink()
+
+    @contextmanager
+    def waiting(_, say):
+        (path / "meta.json").unlink()
+        yield
+
+    monkeypatch.setattr(stages, "waiting", waiting)
+    stages._once(e, trained.append)
+    assert trained == [e] and not path.exists()
+
+
 @pytest.mark.parametrize("file", ["status.json", "config.yaml", "meta.json"])
 def test_one_that_cannot_be_told_is_not_removed(tmp_path, file):
     """Trained again it may come out another, with which what it scored could not go on."""
