@@ -105,9 +105,12 @@ def arguments(experiment: Experiment, policy: Policy, path: Path) -> list[str]:
         policy.tokenizer.save_pretrained(base)
     dtype = str(next(policy.reference.parameters()).dtype).removeprefix("torch.")
     rank = next(rank for rank in RANKS if rank >= lora.rank)
+    # vLLM 0.32 takes back the random number of a prompt that it has read in part only. A CPU's generator cannot: "CPU
+    # Generator does not use offset" ended the server when a rollout's prompts were more tokens than it takes at once
+    whole = ["--no-enable-chunked-prefill"] if policy.device.type == "cpu" else []
     return [
         *("--model", base, "--served-model-name", BASE, "--dtype", dtype),
         *("--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "1", "--max-cpu-loras", "2"),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
-        *("--max-num-seqs", str(sampling.rows), *sampling.vllm.arguments),
+        *("--max-num-seqs", str(sampling.rows), *whole, *sampling.vllm.arguments),
     ]

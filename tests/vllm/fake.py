@@ -212,7 +212,8 @@ def main() -> None:
     for name in ("--host", "--model", "--served-model-name", "--dtype", "--max-lora-rank", "--logprobs-mode"):
         parser.add_argument(name, required=True)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--enable-lora", action="store_true", required=True)
+    for flag in ("--enable-lora", "--no-enable-chunked-prefill"):
+        parser.add_argument(flag, action="store_true", required=True)
     known, _ = parser.parse_known_args()
     assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True" and known.logprobs_mode == "processed_logprobs"
     fault = os.environ.get("FAKE_VLLM_FAULT", "")

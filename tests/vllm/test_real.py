@@ -18,6 +18,7 @@ from align.checkpoints import load_trainable, trainable
 from align.forward import Scorer, batch_of, score
 from align.maths.masked import masked_mean
 from align.models import load_policy
+from align.records import Prompt
 from align.runs import read
 from align.vllm_client import Server, ServerError
 from align.vllm_rollouts import ServedSampler
@@ -111,6 +112,16 @@ def test_a_completion_ends_with_its_stop_token_or_at_the_limit(served):
         ids = row[mask].tolist()
         assert finished == (ids[-1] in (*served.policy.stop_ids, common))
         assert common not in ids[:-1] and (finished or len(ids) == 16)
+
+
+def test_prompts_of_more_tokens_than_a_step_takes_are_answered(served):
+    """On a CPU vLLM's engine ended at the first prompt that it read in two parts."""
+    words = {"role": "user", "content": "Why is the sky blue, and why are clouds white? " * 20}
+    long = [Prompt(f"long/{n}", ({**words, "content": f"{n}. {words['content']}"},), "long") for n in range(10)]
+    served.begin()
+    made = served(served.policy, long, 1, served.cfg, 4)
+    assert len(made.prompts) == 10 and sum(map(len, made.prompt_ids)) > 2048
+    assert gap(served, made) < 0.1 and not [said for said in served.told() if "ended" in said or " with 500" in said]
 
 
 def test_seeds_make_samples_of_a_prompt_differ(served):
